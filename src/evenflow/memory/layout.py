@@ -1,0 +1,142 @@
+"""What a memory is made of: the composition of five answers, and the shape of the attention it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from .admit import Everything
+from .evict import Oldest
+from .fold import Dropped
+from .place import Contiguous
+from .recall import AllHeld
+from .rope import Rope
+from .verbs import Admit, Evict, Fold, Place, Recall
+
+if TYPE_CHECKING:
+    from .state import MemoryState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """A memory method: `[sink | memory | window] + fresh` and the answers to the five questions.
+
+    sink: S, number of first tokens that are never evicted. window: W, number of most recent tokens kept beside them;
+    None keeps every token. After a step a stream holds at most S + W tokens, and a fresh token attends those and
+    itself. null: an extra key without a value in every softmax: "zero" adds e^0 to the denominator (softmax1),
+    "learned" adds e^b with one logit b per head that the model brings. recompute: keys are not carried over; the
+    session runs the model afresh on the last `window` tokens for every token (the quality reference).
+    """
+
+    sink: int = 0
+    window: int | None = None
+    admit: Admit = field(default_factory=Everything)
+    evict: Evict = field(default_factory=Oldest)
+    fold: Fold = field(default_factory=Dropped)
+    recall: Recall = field(default_factory=AllHeld)
+    place: Place = field(default_factory=Contiguous)
+    null: Literal["zero", "learned"] | None = None
+    recompute: bool = False
+    name: str = "memory"
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sink, int) or isinstance(self.sink, bool) or self.sink < 0:
+            raise ValueError(f"{self.name}: sink is {self.sink!r}; it must be a whole number of tokens, 0 or more")
+        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
+            raise ValueError(f"{self.name}: window is {self.window!r}; it must be a whole number of tokens, 1 or more")
+        if self.window is None and (self.sink or self.fold.slots):
+            raise ValueError(f"{self.name}: nothing ever leaves without a window, so sink and fold have no meaning")
+        if self.null not in (None, "zero", "learned"):
+            raise ValueError(f"{self.name}: null is {self.null!r}; it must be None, 'zero' or 'learned'")
+        if self.recompute and self.window is None:
+            raise ValueError(f"{self.name}: re-computation needs a window")
+
+    @property
+    def capacity(self) -> int | None:
+        """S + M + W, the most that is held between steps; None without a bound."""
+        return None if self.window is None else self.sink + self.fold.slots + self.window
+
+    @property
+    def spec(self) -> str:
+        """The string that names this memory, as `recipe` parses it."""
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.params.items())
+        return f"{self.name}({inside})" if inside else self.name
+
+    def verbs(self) -> dict[str, str]:
+        """The five answers by their names."""
+        return {verb: type(getattr(self, verb)).__name__ for verb in ("admit", "evict", "fold", "recall", "place")}
+
+    def build(self, **geometry: Any) -> MemoryState:
+        """An empty memory for one model and one stream (or a batch of them); see `Geometry` for the arguments."""
+        from .state import MemoryState
+
+        return MemoryState(self, Geometry(**geometry))
+
+
+def per_layer(value: Any, layers: int, name: str) -> tuple[Any, ...]:
+    """`value` once for every layer, or the sequence of one value per layer that it already is."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != layers:
+            raise ValueError(f"{name} has {len(value)} entries; give one value, or one for each of {layers} layers")
+        return tuple(value)
+    return (value,) * layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The attention a memory serves.
+
+    layers, heads, kv_heads, head_dim, value_dim (default head_dim), batch, dtype, device: sizes and kind of the
+    tensors that `attend` gets. rope: one `Rope`, one per layer, or None where nothing rotates. alibi: float [heads],
+    slopes; a score gets −slope · in-cache distance. reach: the model's own sliding window, in tokens including the
+    query itself, per layer or for all; measured on in-cache positions. scale: factor on the scores, default
+    head_dim^−½. softcap: Gemma 2's bound on scores. sink_logits: float [layers, heads], what the model adds to each
+    head's denominator as e^logit.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    kv_heads: int | None = None
+    value_dim: int | None = None
+    rope: Rope | Sequence[Rope | None] | None = field(default_factory=Rope)
+    alibi: Tensor | None = None
+    reach: int | Sequence[int | None] | None = None
+    scale: float | Sequence[float] | None = None
+    softcap: float | None = None
+    sink_logits: Tensor | None = None
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
+        set_("kv_heads", self.kv_heads or self.heads)
+        set_("value_dim", self.value_dim or self.head_dim)
+        set_("device", torch.device(self.device))
+        for name in ("layers", "heads", "kv_heads", "head_dim", "value_dim", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key heads evenly")
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"dtype is {self.dtype}; keys and values must be floating point")
+        set_("rope", per_layer(self.rope, self.layers, "rope"))
+        set_("reach", per_layer(self.reach, self.layers, "reach"))
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        set_("scale", per_layer(scale, self.layers, "scale"))
+        for reach in self.reach:
+            if reach is not None and reach < 1:
+                raise ValueError(f"reach is {reach}; a query sees at least itself, so it must be 1 or more")
+        if self.alibi is not None and tuple(self.alibi.shape) != (self.heads,):
+            raise ValueError(f"alibi has shape {tuple(self.alibi.shape)}; expected one slope per head, ({self.heads},)")
+        if self.sink_logits is not None and tuple(self.sink_logits.shape) != (self.layers, self.heads):
+            raise ValueError(
+                f"sink_logits has shape {tuple(self.sink_logits.shape)}; expected ({self.layers}, {self.heads})"
+            )

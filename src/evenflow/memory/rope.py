@@ -1,0 +1,151 @@
+"""Rotary positions whose angles stay exact at any distance from the start of a stream.
+
+A rotary embedding turns channel pair `c` of a key or query at position `p` by the angle `p · inv_freq[c]`
+(RoFormer, arXiv 2104.09864). Computed naively the product loses one digit for every factor of ten in `p`. Here a
+position is split into a block of 1024 and a rest: the block's angle is reduced modulo 2π in integer arithmetic, once
+per block, and the rest is small, so position 10^18 is as exact as position 10.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Style = Literal["half", "interleaved"]
+
+BLOCK = 1024
+# 1 / (2π) as a fraction of 2**256: enough for 62-bit positions times 53-bit frequencies with 140 bits to spare.
+_PI_DIGITS = 314159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798
+_PI_SCALE = 10**101
+_TURN_BITS = 256
+_INVERSE_TURN = (_PI_SCALE << _TURN_BITS) // (2 * _PI_DIGITS)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a model rotates its queries and keys.
+
+    theta: base of the geometric series of frequencies; ignored when `inv_freq` is given.
+    dim: number of leading channels that are rotated (partial rotary); None rotates the whole head.
+    style: "half" pairs channel c with c + dim/2 (Llama, NeoX); "interleaved" pairs 2c with 2c + 1 (GPT-J, GLM).
+    inv_freq: explicit frequencies, dim/2 of them, as a scaled model has them (linear, llama3, yarn, longrope, dynamic).
+    scale: factor on cosine and sine (the attention factor of yarn and longrope).
+    """
+
+    theta: float = 10_000.0
+    dim: int | None = None
+    style: Style = "half"
+    inv_freq: tuple[float, ...] | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.style not in ("half", "interleaved"):
+            raise ValueError(f"Rope.style is {self.style!r}; it must be 'half' or 'interleaved'")
+        if self.inv_freq is None and not self.theta > 0:
+            raise ValueError(f"Rope.theta is {self.theta}; it must be positive")
+        if self.dim is not None and (self.dim < 2 or self.dim % 2):
+            raise ValueError(f"Rope.dim is {self.dim}; it must be an even number of channels, at least 2")
+        if self.inv_freq is not None:
+            object.__setattr__(self, "inv_freq", tuple(float(f) for f in self.inv_freq))
+
+    def rotated(self, head_dim: int) -> int:
+        """Number of channels that are rotated in a head of `head_dim` channels."""
+        dim = 2 * len(self.inv_freq) if self.inv_freq is not None and self.dim is None else self.dim or head_dim
+        if dim > head_dim or dim % 2:
+            raise ValueError(f"Rope rotates {dim} channels, but the head has {head_dim}; it must be even and no more")
+        if self.inv_freq is not None and 2 * len(self.inv_freq) != dim:
+            raise ValueError(f"Rope.inv_freq has {len(self.inv_freq)} frequencies; {dim} channels need {dim // 2}")
+        return dim
+
+    def frequencies(self, head_dim: int) -> tuple[float, ...]:
+        """The frequencies in radians per position, one for each rotated pair of channels."""
+        dim = self.rotated(head_dim)
+        if self.inv_freq is not None:
+            return self.inv_freq
+        return tuple(self.theta ** (-2 * c / dim) for c in range(dim // 2))
+
+
+def reduced_angle(position: int, frequency: float) -> float:
+    """`position · frequency` modulo 2π, exact to the last bit of the result for any integer position."""
+    numerator, denominator = frequency.as_integer_ratio()
+    turns = (position * numerator * _INVERSE_TURN // denominator) % (1 << _TURN_BITS)
+    return math.tau * (turns / (1 << _TURN_BITS))
+
+
+@lru_cache(maxsize=64)
+def _table(frequencies: tuple[float, ...], device: torch.device) -> Tensor:
+    """Phases of the positions 0..BLOCK-1, complex128 [BLOCK, pairs]."""
+    angle = torch.outer(torch.arange(BLOCK, dtype=torch.float64), torch.tensor(frequencies, dtype=torch.float64))
+    return torch.polar(torch.ones_like(angle), angle).to(device)
+
+
+@lru_cache(maxsize=4096)
+def _block_phase(frequencies: tuple[float, ...], block: int, device: torch.device) -> Tensor:
+    """Phase of position `block · BLOCK`, complex128 [pairs]."""
+    angle = torch.tensor([reduced_angle(block * BLOCK, f) for f in frequencies], dtype=torch.float64)
+    return torch.polar(torch.ones_like(angle), angle).to(device)
+
+
+class Rotary:
+    """A `Rope` bound to a head size, a dtype and a device: gives cosines and sines and applies them.
+
+    Cosine and sine come out over all `head_dim` channels (1 and 0 where nothing rotates), the sine with the sign that
+    lets `rotate` add the swapped channels. Half-precision models rotate in float32, as rounding twice would show.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.frequencies = rope.frequencies(head_dim)
+        self.scale = rope.scale
+        self.device = device
+        self.dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+        dim, pairs = rope.rotated(head_dim), len(self.frequencies)
+        channel = torch.arange(dim)
+        if rope.style == "half":
+            pair, partner, first = channel % pairs, (channel + pairs) % dim, channel < pairs
+        else:
+            pair, partner, first = channel // 2, channel ^ 1, channel % 2 == 0
+        rest = torch.arange(dim, head_dim)
+        self.swap = torch.cat([partner, rest]).to(device)
+        self.roll = pairs if rope.style == "half" and dim == head_dim else 0
+        self._pair = pair.to(device)
+        self._sign = (torch.where(first, -1.0, 1.0).double() * self.scale).to(device)
+        self._rest = head_dim - dim
+
+    def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the positions start..start+length-1, each [length, head_dim]."""
+        block, offset = divmod(start, BLOCK)
+        table = _table(self.frequencies, self.device)
+        pieces = []
+        while length > 0:
+            take = min(length, BLOCK - offset)
+            pieces.append(table[offset : offset + take] * _block_phase(self.frequencies, block, self.device))
+            block, offset, length = block + 1, 0, length - take
+        return self._expand(pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else table[:0])
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of integer positions of any shape [...], each [..., head_dim]."""
+        block, offset = positions // BLOCK, positions % BLOCK
+        which, inverse = block.unique(return_inverse=True)
+        phases = torch.stack([_block_phase(self.frequencies, int(b), self.device) for b in which.tolist()])
+        return self._expand(_table(self.frequencies, self.device)[offset.to(self.device)] * phases[inverse])
+
+    def _expand(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        cos = phase.real[..., self._pair] * self.scale
+        sin = phase.imag[..., self._pair] * self._sign
+        if self._rest:
+            cos = torch.cat([cos, cos.new_ones(*cos.shape[:-1], self._rest)], -1)
+            sin = torch.cat([sin, sin.new_zeros(*sin.shape[:-1], self._rest)], -1)
+        return cos.to(self.dtype), sin.to(self.dtype)
+
+    def swapped(self, x: Tensor) -> Tensor:
+        """`x` [..., head_dim] with the two channels of every rotated pair exchanged."""
+        return x.roll(self.roll, -1) if self.roll else x.index_select(-1, self.swap)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`x` [..., head_dim] turned by the angles whose cosine and sine are given; same dtype as `x`."""
+        return torch.addcmul(x * cos, self.swapped(x), sin).to(x.dtype)

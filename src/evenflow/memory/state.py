@@ -1,0 +1,310 @@
+"""What one session keeps for attention, and the operations every session needs: append, undo, copy, save, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Geometry, Memory
+from .rope import Rotary
+from .step import Step, Track
+from .verbs import Window
+
+TAGS = ("frame", "modality", "segment", "time", "coordinates")
+
+
+class Held:
+    """What one layer holds.
+
+    window: rotated keys and values in slots `[null | sinks | memory | window]`. head_keys: the keys of sinks and
+    memory as they came, un-rotated, [B, H_kv, S + M, D], for their positions move. head_at: the lag at which the
+    window's copy of them is rotated now, None where it has to be made again. folded: int64 [B], tokens folded so far.
+    """
+
+    def __init__(self, window: Window, head_keys: Tensor, folded: Tensor) -> None:
+        self.window, self.head_keys, self.folded = window, head_keys, folded
+        self.head_at: tuple[int, ...] | None = None
+
+
+class MemoryState:
+    """The memory of one stream (or of a batch of streams) in one model; `Memory.build` makes it.
+
+    Rows of a batch may have consumed different numbers of tokens. Every tensor lives on `geometry.device`; a step
+    writes in place and leaves no trace when it fails.
+    """
+
+    def __init__(self, memory: Memory, geometry: Geometry) -> None:
+        self.memory, self.geometry = memory, geometry
+        if memory.null == "learned" and geometry.sink_logits is None:
+            raise ValueError(f"{memory.name} needs one logit per layer and head: give sink_logits=[layers, heads]")
+        self.null = int(memory.null is not None or geometry.sink_logits is not None)
+        self.head = self.null + memory.sink + memory.fold.slots
+        with torch.inference_mode(False):
+            tracks: dict[Any, Track] = {}
+            self.tracks: list[Track] = []
+            self.held_layers: list[Held] = []
+            for rope, reach in zip(geometry.rope, geometry.reach, strict=True):
+                track = tracks.setdefault((rope, reach), self._track(rope, reach))
+                self.tracks.append(track)
+                self.held_layers.append(self._empty(track.size))
+            logits = geometry.sink_logits
+            self.null_logits = None if logits is None else logits.detach().to(geometry.device, torch.float64)
+        self._rows = [0] * geometry.batch
+        self._time: Tensor | None = None
+        self._current: Step | None = None
+
+    def _track(self, rope: Any, reach: int | None) -> Track:
+        geometry, window = self.geometry, self.memory.window
+        rotary = None if rope is None else Rotary(rope, geometry.head_dim, geometry.dtype, geometry.device)
+        sizes = [size for size in (window, None if reach is None else reach - 1) if size is not None]
+        return Track(rotary, reach, min(sizes) if sizes else None)
+
+    def _empty(self, size: int | None) -> Held:
+        g, memory = self.geometry, self.memory
+        window = memory.evict.window(
+            sink=memory.sink, head=self.head, size=size, batch=g.batch, heads=g.kv_heads, key_dim=g.head_dim,
+            value_dim=g.value_dim, dtype=g.dtype, device=g.device,
+        )  # fmt: skip
+        head_keys = torch.zeros(g.batch, g.kv_heads, self.head - self.null, g.head_dim, dtype=g.dtype, device=g.device)
+        return Held(window, head_keys, torch.zeros(g.batch, dtype=torch.int64, device=g.device))
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def step(
+        self, m: int, tags: Mapping[str, Tensor] | None = None, commit: bool = True, mask: Tensor | None = None
+    ) -> Step:
+        """A context in which every layer attends once with `m` fresh tokens per row.
+
+        tags: what is known of each token, under the names in `TAGS`; tensors of shape [m], [B, m] or with more
+        dimensions behind. commit: False attends and leaves the memory as it was. mask: bool [B, m], False for columns
+        that are padding: they are not stored and not counted, and their output means nothing. None: all are real.
+
+        The memory changes when the context ends without an error after every layer has attended, and at no other time.
+        """
+        g = self.geometry
+        if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+            raise ValueError(f"a step takes a whole number of fresh tokens, 1 or more; got {m!r}")
+        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (g.batch, m)):
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected bool of shape ({g.batch}, {m})"
+            )
+        return Step(self, m, self._checked(tags or {}, m), commit, mask)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the fresh queries over all they may see, in the current step.
+
+        q [B, H_q, m, D], k [B, H_kv, m, D] un-rotated, v [B, H_kv, m, D_v], in the memory's dtype. Returns
+        [B, H_q, m, D_v]. No gradient flows. Raises ValueError on a wrong shape, dtype or layer, RuntimeError outside
+        a step or when a layer attends twice in one.
+        """
+        step = self._current
+        if step is None:
+            raise RuntimeError("attend was called outside a step; open one: `with memory.step(m): ...`")
+        return step.attend(layer, q, k, v)
+
+    def _checked(self, tags: Mapping[str, Tensor], m: int) -> dict[str, Tensor]:
+        batch = self.geometry.batch
+        checked = {}
+        for name, value in tags.items():
+            if name not in TAGS:
+                raise ValueError(f"unknown tag {name!r}; a token's tags are {', '.join(TAGS)}")
+            tag = torch.as_tensor(value)
+            if tag.ndim and tag.shape[0] == m and not (tag.ndim > 1 and tuple(tag.shape[:2]) == (batch, m)):
+                tag = tag.expand(batch, *tag.shape)
+            if tuple(tag.shape[:2]) != (batch, m):
+                raise ValueError(f"tag {name!r} has shape {tuple(tag.shape)}; expected ({m},) or ({batch}, {m})")
+            checked[name] = tag
+        if "time" in checked:
+            time = checked["time"]
+            before = time[:, :1] if self._time is None else self._time[:, None].to(time)
+            late = torch.cat([before, time], 1).diff(dim=1) < 0
+            if bool(late.any()):
+                row, column = late.nonzero()[0].tolist()
+                raise ValueError(f"time runs backwards at row {row}, item {column}; timestamps must not decrease")
+        return checked
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed so far. Rows of different age have no common position: then use `positions`."""
+        if len(set(self._rows)) > 1:
+            raise ValueError(f"rows are at different positions {self._rows}; read `positions`")
+        return self._rows[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """Tokens consumed by each row, int64 [B]."""
+        return torch.tensor(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors the memory keeps, used or reserved."""
+        return sum(t.nbytes for held in self.held_layers for t in self._tensors(held))
+
+    @staticmethod
+    def _tensors(held: Held) -> tuple[Tensor, ...]:
+        return held.window.keys, held.window.values, held.head_keys, held.folded
+
+    def held(self, layer: int, row: int = 0) -> list[int]:
+        """Stream indices the next query of `row` can see in `layer`, in attention order; −1 is a folded memory slot."""
+        if not 0 <= layer < self.geometry.layers or not 0 <= row < self.geometry.batch:
+            raise ValueError(
+                f"no layer {layer}, row {row}: there are {self.geometry.layers} layers and {self.geometry.batch} rows"
+            )
+        track, kept, position = self.tracks[layer], self.held_layers[layer], self._rows[row]
+        sink, slots = self.memory.sink, self.memory.fold.slots
+        lag = int(self.memory.place.lag(torch.tensor(position), self.memory.capacity))
+        near = position - lag - (track.reach or position + 1)
+        sinks = [s for s in range(min(sink, position)) if s > near]
+        folded = [-1 for s in range(min(slots, int(kept.folded[row]))) if sink + s > near]
+        index = kept.window.index(torch.tensor([position], device=self.geometry.device))[0]
+        oldest = 0 if track.size is None else position - track.size
+        return sinks + folded + sorted(j for j in index.tolist() if j >= max(sink, oldest))
+
+    # -- undo, copy, forget --------------------------------------------------------------------------------------
+
+    def _idle(self, what: str) -> None:
+        if self._current is not None:
+            raise RuntimeError(f"{what} is not possible inside a step")
+
+    def truncate(self, n: int) -> None:
+        """Undo the last `n` tokens of every row, exactly.
+
+        Possible while nothing that the earlier state needs was overwritten: always for one token, and for any number
+        as long as the window has not wrapped. Raises ValueError otherwise; the memory is then unchanged.
+        """
+        self._idle("truncate")
+        if not isinstance(n, int) or n < 0 or n > min(self._rows):
+            raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self._rows}")
+        if n == 0:
+            return
+        for track, kept in zip(self.tracks, self.held_layers, strict=True):
+            wraps_at = None if track.size is None else self.memory.sink + track.size + 1
+            if n > 1 and wraps_at is not None and max(self._rows) > wraps_at:
+                raise ValueError(
+                    f"cannot undo {n} tokens: a window of {track.size} has overwritten what they pushed out; "
+                    "undo one token, fork before trying, or use step(commit=False)"
+                )
+            if bool(kept.folded.any()):
+                raise ValueError("cannot undo: folded tokens cannot be taken out of the memory again; fork before")
+        self._rows = [row - n for row in self._rows]
+        for kept in self.held_layers:
+            kept.head_at = None
+
+    @torch.inference_mode(False)
+    def fork(self) -> MemoryState:
+        """An independent copy; what happens to one is never seen by the other."""
+        self._idle("fork")
+        twin = object.__new__(MemoryState)
+        twin.__dict__.update(self.__dict__)
+        twin.held_layers = [self._empty(track.size) for track in self.tracks]
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    @torch.inference_mode(False)
+    def reset(self, keep_sink: bool = False) -> None:
+        """Forget everything, or with `keep_sink` everything but the first S tokens of each row."""
+        self._idle("reset")
+        sink = self.memory.sink
+        self._rows = [min(row, sink) if keep_sink else 0 for row in self._rows]
+        self._time = None
+        for track, kept in zip(self.tracks, self.held_layers, strict=True):
+            fresh = self._empty(track.size)
+            if keep_sink:
+                fresh.head_keys[:, :, :sink] = kept.head_keys[:, :, :sink]
+                sinks = slice(self.null, self.null + sink)
+                fresh.window.values[:, :, sinks] = kept.window.values[:, :, sinks]
+            kept.__dict__.update(fresh.__dict__)
+
+    @torch.inference_mode(False)
+    def reorder(self, rows: Tensor) -> None:
+        """Row `i` continues what row `rows[i]` was (beam search, best of several). rows: int64 [B]."""
+        self._idle("reorder")
+        batch = self.geometry.batch
+        if tuple(rows.shape) != (batch,) or bool(((rows < 0) | (rows >= batch)).any()):
+            raise ValueError(f"rows is {rows.tolist()}; expected {batch} row numbers from 0 to {batch - 1}")
+        rows = rows.to(self.geometry.device)
+        for kept in self.held_layers:
+            for tensor in self._tensors(kept):
+                tensor.copy_(tensor.index_select(0, rows))
+            kept.head_at = None
+        if self._time is not None:
+            self._time = self._time[rows.to(self._time.device)]
+        self._rows = [self._rows[row] for row in rows.tolist()]
+
+    def seek(self, position: int) -> None:
+        """Continue as if what is held had been reached at stream index `position`, later than now.
+
+        The memory must be full (what it holds would otherwise not be what it holds at `position`). Window keys are
+        turned by the difference, so the scores of all later queries are those of a stream that is that much longer.
+        """
+        self._idle("seek")
+        shift, full = position - max(self._rows), self.memory.capacity
+        if full is None or min(self._rows) < full or len(set(self._rows)) > 1 or shift < 0:
+            raise ValueError(
+                f"cannot seek from {self._rows} to {position}: rows must stand at one position, with a bounded memory "
+                f"full ({full} tokens), and can only move forward"
+            )
+        for track, kept in zip(self.tracks, self.held_layers, strict=True):
+            window = kept.window
+            filled = window.keys[:, :, self.head :]
+            if track.rotary is not None:
+                cos, sin = track.rotary.span(shift, 1)
+                turned = track.rotary.rotate(filled, cos / track.rotary.scale, sin / track.rotary.scale)
+                filled.copy_(turned)
+            for tensor in (window.keys, window.values):
+                tensor[:, :, self.head :] = tensor[:, :, self.head :].roll(shift % window.slots, 2)
+        self._rows = [position] * self.geometry.batch
+
+    # -- save and resume -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later memory of the same shape needs to go on bit for bit: tensors and plain numbers."""
+        self._idle("state_dict")
+        state: dict[str, Any] = {"positions": self.positions}
+        if self._time is not None:
+            state["time"] = self._time.clone()
+        for layer, kept in enumerate(self.held_layers):
+            used = self.head + min(kept.window.slots, max(max(self._rows) - self.memory.sink, 0))
+            state[f"layers.{layer}.keys"] = kept.window.keys[:, :, :used].clone()
+            state[f"layers.{layer}.values"] = kept.window.values[:, :, :used].clone()
+            state[f"layers.{layer}.head_keys"] = kept.head_keys.clone()
+            state[f"layers.{layer}.folded"] = kept.folded.clone()
+        return state
+
+    @torch.inference_mode(False)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError, and changes nothing, when it does not fit."""
+        self._idle("load_state_dict")
+        names = {"positions"} | {f"layers.{n}.{part}" for n in range(len(self.tracks)) for part in PARTS}
+        if not names <= set(state) <= names | {"time"}:
+            raise ValueError(f"state does not fit: missing {sorted(names - set(state))}, unknown {sorted(set(state) - names)}")
+        rows = torch.as_tensor(state["positions"]).tolist()
+        if len(rows) != self.geometry.batch or min(rows) < 0:
+            raise ValueError(f"state has positions {rows}; expected {self.geometry.batch} counts")
+        fresh = []
+        for layer, track in enumerate(self.tracks):
+            kept = self._empty(track.size)
+            kept.window.reserve(max(rows))
+            used = self.head + min(kept.window.slots, max(max(rows) - self.memory.sink, 0))
+            parts = (kept.window.keys[:, :, :used], kept.window.values[:, :, :used], kept.head_keys, kept.folded)
+            for part, into in zip(PARTS, parts, strict=True):
+                tensor = state[f"layers.{layer}.{part}"]
+                if tensor.shape != into.shape or tensor.dtype != into.dtype:
+                    raise ValueError(
+                        f"layers.{layer}.{part} is {tensor.dtype} {tuple(tensor.shape)}; "
+                        f"this memory holds {into.dtype} {tuple(into.shape)}"
+                    )
+                into.copy_(tensor)
+            fresh.append(kept)
+        self.held_layers = fresh
+        self._rows = rows
+        time = state.get("time")
+        self._time = None if time is None else time.clone()
+
+
+PARTS = ("keys", "values", "head_keys", "folded")

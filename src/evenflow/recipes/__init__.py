@@ -1,0 +1,35 @@
+"""Published memory methods, one short file each, found by name.
+
+A recipe is a plain function that returns a `Memory`; the decorator `register` gives it its name, its paper and its
+claims. `recipe("streaming-llm", sink=4)` and `parse("streaming-llm(sink=4)")` are the same thing.
+"""
+
+import sys
+from types import ModuleType
+
+from . import full, learned_sink, recompute, streaming_llm, window, zero_sink
+from .registry import RecipeInfo, parse, recipe, recipes, register
+
+__all__ = [
+    "RecipeInfo",
+    "full",
+    "learned_sink",
+    "parse",
+    "recipe",
+    "recipes",
+    "recompute",
+    "register",
+    "streaming_llm",
+    "window",
+    "zero_sink",
+]
+
+
+class _Room(ModuleType):
+    """`evenflow.recipes` is this room and, called, the list of what is in it."""
+
+    def __call__(self) -> list[RecipeInfo]:
+        return recipes()
+
+
+sys.modules[__name__].__class__ = _Room
