@@ -1,0 +1,295 @@
+"""How a `transformers` decoder meets a memory, without a line of its code being patched.
+
+A model is never changed. Evenflow works on a *twin*: the same module tree over the same weight tensors, with its own
+configuration that names an attention function of ours. The twin runs with all-zero position ids, so its rotary step
+is the identity and queries and keys arrive as they were projected; position belongs to the memory. Which memory is
+asked is told through a context variable, so any number of streams and threads share one twin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from ..memory import Memory, MemoryState, Rope
+from ..memory.rope import Style
+from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams
+from .rotary import rope_of, rotary_modules, without_scaling
+
+ATTENTION = "evenflow"
+CHECK_PIECES = (5, 1, 3)  # Tokens of the self-check: in pieces, so that state outside of attention is noticed.
+# Largest allowed difference from the model's own logits, in their standard deviation (root mean square over tokens).
+# A wrong rotation, mask or scale gives 0.01 and more on random weights, of order 1 on trained ones.
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+_ask: ContextVar[Callable[..., Tensor]] = ContextVar("evenflow_ask")
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls for `attn_implementation="evenflow"`; [B, H, m, D] in, [B, m, H, D_v] out."""
+    ask = _ask.get(None)
+    if ask is None:
+        raise RuntimeError("this model's attention asks a memory, but no stream is feeding it; use evenflow.open")
+    return ask(module, query, key, value, options).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attention)  # No mask function by that name: models then make no mask at all.
+
+
+@contextlib.contextmanager
+def _asking(ask: Callable[..., Tensor]) -> Iterator[None]:
+    token = _ask.set(ask)
+    try:
+        yield
+    finally:
+        _ask.reset(token)
+
+
+def twin_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A module tree of its own over the very weight tensors of `model`, in evaluation mode."""
+    own = {id(buffer) for rotary in rotary_modules(model) for buffer in rotary.buffers(recurse=False)}
+    shared = {id(t): t for t in chain(model.parameters(), model.buffers()) if id(t) not in own}
+    return copy.deepcopy(model, cast(dict[int, Any], shared)).eval()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one layer told the attention function: all that is needed to serve it."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    reach: int | None
+    softcap: float | None
+    sinks: Tensor | None
+    kind: str | None  # the layer's type, for models that treat types of layers differently
+    causal: bool
+
+    @classmethod
+    def by(cls, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Asked:
+        scale, is_causal = options.get("scaling"), options.get("is_causal")
+        return cls(
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+            reach=options.get("sliding_window"),
+            softcap=options.get("softcap"),
+            sinks=options.get("s_aux"),
+            kind=getattr(module, "layer_type", None),
+            causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        )
+
+
+class Decoder:
+    """A model that can be streamed: its twin, what its layers ask for, and the proof that it computes the same.
+
+    Raises `Unsupported` with the reason when the model cannot be streamed, ValueError when its weights are not numbers.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        check_generates(model)
+        check_streams(model)
+        self.name = type(model).__name__
+        self.weights = _identity(model)
+        self.twin = twin_of(model)
+        self.dtype, self.device = model.dtype, model.device
+        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+        own = OWN_ATTENTION.get(model.config.model_type)
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions, self._takes_keep = "position_ids" in accepted, "logits_to_keep" in accepted
+        self._extra = {k: v.to(self.device) for k, v in own.inputs().items()} if own else {}
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.vocabulary, (1, sum(CHECK_PIECES)), generator=generator).to(self.device)
+        with torch.no_grad():
+            expected = self.twin(input_ids=ids, use_cache=False).logits
+        if not bool(expected.isfinite().all()):
+            raise ValueError(f"{self.name} gives logits that are not numbers: {_not_numbers(model)}")
+        self.alibi = own.slopes(self.twin) if own else None
+        self._rotaries = {} if self.alibi is not None else self._read_rotaries()
+        self._lead(own)
+        self.layers = self._probe(ids[:, :2])
+        self.style = self._checked_style(ids, expected, max(TOLERANCE[self.dtype], own.rounding if own else 0.0))
+
+    # -- preparing the twin --------------------------------------------------------------------------------------
+
+    def _read_rotaries(self) -> dict[str, nn.Module]:
+        """Copies of the rotary modules by the path of the module that owns them, taken before their scale is cleared."""
+        rotaries = {}
+        for path, module in self.twin.named_modules():
+            if module in rotary_modules(module):
+                rotaries[path.rpartition(".")[0]] = copy.deepcopy(module)
+        return rotaries
+
+    def _lead(self, own: OwnAttention | None) -> None:
+        """Make every layer of the twin ask `_attention`, with raw queries and keys."""
+        for module in self.twin.modules():
+            config = getattr(module, "config", None)
+            if config is not None and hasattr(config, "_attn_implementation"):
+                config._attn_implementation = ATTENTION
+            if own is not None and own.module in (base.__name__ for base in type(module).__mro__):
+                vars(module)["forward"] = types.MethodType(partial(_with_ask, own.forward), module)
+        for rotary in rotary_modules(self.twin):
+            without_scaling(rotary)
+
+    def _probe(self, ids: Tensor) -> dict[nn.Module, int]:
+        """Run two tokens through the twin and note what each layer asks for."""
+        asked: dict[nn.Module, Asked] = {}
+
+        def note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+            if module in asked:
+                raise Unsupported(f"{self.name} runs one attention module several times per token; each may run once")
+            asked[module] = Asked.by(module, query, key, value, options)
+            return value.new_zeros(*query.shape[:3], value.shape[-1])
+
+        with torch.inference_mode(), _asking(note):
+            self._call(ids)
+        layers, expected = list(asked.values()), self.twin.config.get_text_config().num_hidden_layers
+        if len(layers) != expected:
+            raise Unsupported(
+                f"{self.name} has {expected} layers, of which {len(layers)} ask the attention interface: the others "
+                "keep a state of another kind (state-space, recurrent, convolution) or compute attention on their own"
+            )
+        if not all(layer.causal for layer in layers):
+            raise Unsupported(f"{self.name} attends in both directions; only causal models stream")
+        shapes = {(layer.heads, layer.kv_heads, layer.head_dim, layer.value_dim) for layer in layers}
+        if len(shapes) > 1:
+            raise Unsupported(f"{self.name} has layers of different shapes {sorted(shapes)}; a memory has one")
+        if self.alibi is None and not self._rotaries:
+            raise Unsupported(f"{self.name} has neither rotary frequencies nor ALiBi slopes: how it places tokens is unknown")
+        self.asked = layers
+        self._paths = [path for module in asked for path, m in self.twin.named_modules() if m is module]
+        return {module: layer for layer, module in enumerate(asked)}
+
+    def _ropes(self, length: int, style: Style) -> list[Rope | None]:
+        """One `Rope` per layer: from the nearest rotary module above the layer in the module tree."""
+        if self.alibi is not None:
+            return [None] * len(self.asked)
+        made: dict[tuple[str, str | None], Rope] = {}
+        ropes: list[Rope | None] = []
+        for path, layer in zip(self._paths, self.asked, strict=True):
+            near = [owner for owner in self._rotaries if not owner or f"{path}.".startswith(f"{owner}.")]
+            if not near:
+                raise Unsupported(f"{self.name}: no rotary module belongs to {path}")
+            key = (max(near, key=len), layer.kind)
+            if key not in made:
+                made[key] = rope_of(self._rotaries[key[0]], layer.kind, length, style)
+            ropes.append(made[key])
+        return ropes
+
+    def _checked_style(self, ids: Tensor, expected: Tensor, allowed: float) -> Style:
+        """The way channels pair up (no configuration says it) that gives the model's own logits, if one does."""
+        styles: tuple[Style, ...] = ("half",) if self.alibi is not None else ("half", "interleaved")
+        errors = {style: self._error(ids, expected, style) for style in styles}
+        best = min(errors, key=lambda style: errors[style])
+        if not errors[best] <= allowed:
+            raise Unsupported(
+                f"{self.name} read through a memory gives other logits than on its own: they differ by {errors[best]:.2g} "
+                f"standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in a way that is not "
+                "known here"
+            )
+        return best
+
+    def _error(self, ids: Tensor, expected: Tensor, style: Style) -> float:
+        state = self.build(Memory(), length=ids.shape[1], style=style)
+        got = torch.cat([self.read(state, piece) for piece in ids.split(CHECK_PIECES, dim=1)], 1)
+        expected = expected.double()
+        gap = (got.double() - expected).square().mean().sqrt()
+        return float(gap / (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12))
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def build(
+        self, memory: Memory, batch: int = 1, *, length: int | None = None, style: Style | None = None
+    ) -> MemoryState:
+        """An empty memory for `batch` streams through this model.
+
+        length: number of positions that length-dependent rotary scaling (dynamic, longrope) is made for; by default
+        the memory's capacity S + W, or all the model knows if the memory has no bound.
+        """
+        first, layers = self.asked[0], self.asked
+        positions = length or memory.capacity or self.longest
+        sinks = [layer.sinks for layer in layers if layer.sinks is not None]
+        return memory.build(
+            layers=len(layers), heads=first.heads, kv_heads=first.kv_heads, head_dim=first.head_dim,
+            value_dim=first.value_dim, rope=self._ropes(positions, style or self.style), batch=batch, dtype=self.dtype,
+            device=self.device, alibi=self.alibi, reach=[layer.reach for layer in layers],
+            scale=[layer.scale for layer in layers], softcap=first.softcap,
+            sink_logits=torch.stack(sinks) if sinks else None,
+        )  # fmt: skip
+
+    def read(self, state: MemoryState, ids: Tensor, mask: Tensor | None = None, last: bool = False) -> Tensor:
+        """Feed `ids` [B, m] and remember them; logits [B, m, V], or of the last token only, [B, 1, V], if `last`.
+
+        mask: bool [B, m], False for padding. On any error the memory is as it was before.
+        """
+        layers, dtype = self.layers, self.dtype
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+            return state.attend(layers[module], query.to(dtype), key.to(dtype), value.to(dtype))
+
+        with torch.inference_mode():
+            with state.step(ids.shape[1], mask=mask), _asking(attend):
+                logits = self._call(ids, last)
+                if bool(logits.sum(dtype=torch.float32).isnan()):
+                    raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
+        return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
+
+    def _call(self, ids: Tensor, last: bool = False) -> Tensor:
+        inputs = dict(self._extra)
+        if self._takes_positions:
+            inputs["position_ids"] = torch.zeros(1, ids.shape[1], dtype=torch.long, device=ids.device)
+        if last and self._takes_keep:
+            inputs["logits_to_keep"] = 1
+        logits: Tensor = self.twin(input_ids=ids, use_cache=False, **inputs).logits
+        return logits[:, -1:] if last else logits
+
+
+def _with_ask(forward: Callable[..., tuple[Tensor, None]], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return forward(module, _attention, *args, **kwargs)
+
+
+def _identity(model: PreTrainedModel) -> tuple[object, ...]:
+    """Changes when the twin of `model` no longer is one: weights replaced, moved or converted."""
+    return (model.dtype, model.device, *(id(parameter) for parameter in model.parameters()))
+
+
+def _not_numbers(model: PreTrainedModel) -> str:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"{name} holds NaN or infinity; load the weights again"
+    return "its weights are finite, so the computation overflows in this dtype; try float32 or bfloat16"
+
+
+_decoders: WeakKeyDictionary[PreTrainedModel, Decoder] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """The decoder of `model`, made and checked once for each instance."""
+    check_generates(model)
+    with _lock:
+        decoder = _decoders.get(model)
+        if decoder is None or decoder.weights != _identity(model):
+            decoder = _decoders[model] = Decoder(model)
+        return decoder
