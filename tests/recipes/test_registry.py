@@ -1,0 +1,87 @@
+"""Recipes are found by name, described, and refused with the nearest right name."""
+
+import pytest
+import torch
+
+import evenflow as ef
+from evenflow.memory import Memory
+from evenflow.recipes import parse, register
+
+NAMES = ["full", "learned-sink", "recompute", "streaming-llm", "window", "zero-sink"]
+
+
+def test_the_table():
+    infos = ef.recipes()
+    assert [info.name for info in infos if info.name in NAMES] == NAMES
+    for info in infos:
+        assert set(info.verbs) == {"admit", "evict", "fold", "recall", "place"}
+        assert info.summary.endswith(".") and "arXiv" in info.paper
+        assert ef.recipe(info.name, **info.defaults) == ef.recipe(info.name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sink", "window"),
+    [
+        ("streaming-llm", 4, 2044),
+        ("streaming-llm()", 4, 2044),
+        (" streaming-llm( sink = 8,window=1020 ) ", 8, 1020),
+        ("window(window=64)", 0, 64),
+        ("full", 0, None),
+    ],
+)
+def test_specs(spec, sink, window):
+    memory = parse(spec)
+    assert (memory.sink, memory.window) == (sink, window)
+    assert parse(memory.spec) == memory
+
+
+def test_the_spec_names_what_was_built():
+    assert ef.recipe("streaming-llm", sink=2, window=9).spec == "streaming-llm(sink=2, window=9)"
+    assert ef.recipe("full").spec == "full"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("streaming-lm", "did you mean 'streaming-llm'"),
+        ("streaming_llm", "did you mean 'streaming-llm'"),
+        ("nothing-like-it", "there are full"),
+        ("", "no recipe ''"),
+        ("streaming-llm(sinks=4)", "did you mean 'sink'"),
+        ("full(window=3)", "takes no parameters"),
+        ("streaming-llm(4)", "every parameter with its name"),
+        ("streaming-llm(sink=4", "does not end with a bracket"),
+        ("streaming-llm(sink=)", "cannot read"),
+        ("streaming-llm(**{})", "every parameter with its name"),
+        ("streaming-llm(sink=4), window(window=3)", "every parameter with its name"),
+        ("streaming-llm(sink=__import__('os'))", "is not a number"),
+        ("streaming-llm(sink=-4)", "streaming-llm: sink is -4"),
+        ("streaming-llm(sink='4')", "streaming-llm: sink is '4'"),
+        ("window(window=0)", "window: window is 0"),
+    ],
+)
+def test_wrong_specs(spec, message):
+    with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(").replace("*", r"\*")):
+        parse(spec)
+
+
+def test_a_name_is_taken_once_and_parameters_have_defaults():
+    with pytest.raises(ValueError, match="exists already"):
+        register("full", paper="")(lambda: Memory())
+    with pytest.raises(TypeError, match="keyword-only with a default"):
+        register("new", paper="")(lambda sink: Memory())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_attends(name):
+    memory = ef.recipe(name)
+    logits = torch.zeros(1, 2) if memory.null == "learned" else None
+    state = memory.build(layers=1, heads=2, head_dim=4, sink_logits=logits)
+    with state.step(3):
+        assert state.attend(0, *(torch.randn(1, 2, 3, 4) for _ in range(3))).shape == (1, 2, 3, 4)
+
+
+def test_unknown_names_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'opne'"):
+        _ = ef.opne
+    assert "open" in dir(ef)
