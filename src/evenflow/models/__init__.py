@@ -1,0 +1,7 @@
+"""How models meet a memory: `transformers` decoders, read and written as endless streams."""
+
+from .families import Unsupported
+from .loading import load, tiny_path
+from .stream import Stream, open_stream, resume_stream
+
+__all__ = ["Stream", "Unsupported", "load", "open_stream", "resume_stream", "tiny_path"]

@@ -1,0 +1,91 @@
+"""The three verbs of everyday use, which take a memory by its name: open, resume, generate."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from .memory import Memory
+from .models import Stream, open_stream, resume_stream
+from .models.generate import generate as generate_over
+from .recipes import parse
+
+DEFAULT = "streaming-llm(sink=4, window=1020)"
+
+
+def _memory(memory: str | Memory) -> Memory:
+    if isinstance(memory, str):
+        return parse(memory)
+    if not isinstance(memory, Memory):
+        raise TypeError(f"memory is a {type(memory).__name__}; expected a spec such as {DEFAULT!r} or a Memory")
+    return memory
+
+
+def open(
+    model: PreTrainedModel | str | os.PathLike[str],
+    memory: str | Memory = DEFAULT,
+    *,
+    tokenizer: Any = None,
+    batch: int = 1,
+    dtype: torch.dtype | str | None = None,
+) -> Stream:
+    """Open an endless stream through a language model: flat memory, flat cost per token.
+
+    model: a `transformers` decoder, the path of a model folder, a hub name, or "tiny", the shipped model. memory: a
+    spec such as "streaming-llm(sink=4, window=1020)" or a `Memory`. tokenizer: lets prompts be text; found by itself
+    for a path. batch: number of independent rows. dtype: of the weights of a model that is loaded here.
+
+    Raises ValueError for a wrong spec (naming the nearest right one) and for a model that cannot be streamed (saying
+    why), TypeError for what is no model, FileNotFoundError for a folder that is not there.
+    """
+    return open_stream(model, _memory(memory), tokenizer=tokenizer, batch=batch, dtype=dtype)
+
+
+def resume(
+    model: PreTrainedModel | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    memory: str | Memory | None = None,
+    tokenizer: Any = None,
+    dtype: torch.dtype | str | None = None,
+) -> Stream:
+    """Go on, bit for bit, with a stream that `Stream.save` wrote.
+
+    memory: only needed for a `Memory` of your own; a recipe is found by its name in the file. Raises ValueError when
+    the file is missing or damaged (checksum), or was written by another model or with another memory.
+    """
+    return resume_stream(model, path, parse if memory is None else _memory(memory), tokenizer=tokenizer, dtype=dtype)
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    memory: str | Memory = DEFAULT,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    generation_config: GenerationConfig | None = None,
+    streamer: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """transformers' `generate` over a bounded memory: `model.generate(**inputs, custom_generate=ef.generate, memory=...)`.
+
+    input_ids [B, T]; everything `model.generate` takes for greedy search and sampling works as there: streamers,
+    logits processors, stopping criteria, left-padded batches, `num_return_sequences`, `return_dict_in_generate`.
+    Returns what it returns, ids [B, T + n]. Called directly, it calls `model.generate` in this way itself. Raises
+    ValueError with the reason for beam search and others that need more than one continuation.
+    """
+    chosen = _memory(memory)
+    if generation_config is None or logits_processor is None or stopping_criteria is None:
+        return model.generate(
+            input_ids, custom_generate=generate, memory=chosen, logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria, generation_config=generation_config, streamer=streamer, **kwargs,
+        )  # fmt: skip
+    return generate_over(
+        model, input_ids, memory=chosen, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
+        generation_config=generation_config, streamer=streamer, **kwargs,
+    )  # fmt: skip

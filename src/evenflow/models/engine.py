@@ -1,0 +1,163 @@
+"""The two ways a stream is read: through a memory of keys, or by running the model afresh for every token."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..memory import Memory, MemoryState
+from .decoder import Decoder
+
+FRESH_TOKENS = 8192  # Tokens in one batch of re-computed windows: bounds the activations, not the result.
+
+
+class Engine(Protocol):
+    """What a stream needs of the way it is read. Every method leaves the engine as it was when it raises."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Tokens consumed by each row, int64 [B]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept between steps."""
+
+    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        """Consume ids [B, m]; logits [B, m, V], or [B, 1, V] of the last column if `last`."""
+
+    def fork(self) -> Engine:
+        """An independent copy."""
+
+    def truncate(self, n: int) -> None:
+        """Undo the last `n` tokens."""
+
+    def reset(self, keep_sink: bool = False) -> None:
+        """Forget all, or all but the sinks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+class Attending:
+    """Reads through a `MemoryState`: one pass over every token, in flat memory."""
+
+    def __init__(self, decoder: Decoder, state: MemoryState) -> None:
+        self.decoder, self.state = decoder, state
+        self.truncate, self.reset = state.truncate, state.reset
+        self.state_dict, self.load_state_dict = state.state_dict, state.load_state_dict
+
+    @property
+    def positions(self) -> Tensor:
+        return self.state.positions
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes
+
+    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        return self.decoder.read(self.state, ids, mask, last)
+
+    def fork(self) -> Attending:
+        return Attending(self.decoder, self.state.fork())
+
+
+class Recomputing:
+    """Keeps token ids only: the first S and last W of each row are read from scratch for every token.
+
+    The model runs with its own attention and positions from 0, so this is what the model itself says about its last
+    tokens, at a cost per token that grows with the window.
+    """
+
+    def __init__(self, model: PreTrainedModel, memory: Memory, batch: int) -> None:
+        assert memory.window is not None, "a memory that re-computes has a window"
+        self.model, self.sink, self.span = model, memory.sink, memory.sink + memory.window
+        self.rows: list[list[int]] = [[] for _ in range(batch)]
+        self.counts = [0] * batch
+
+    @property
+    def positions(self) -> Tensor:
+        return torch.tensor(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(8 * len(row) for row in self.rows)
+
+    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        after = self.fork()
+        logits: Tensor | None = None
+        windows: list[tuple[int, int, list[int]]] = []
+        for row, held in enumerate(after.rows):
+            columns = range(ids.shape[1]) if mask is None else mask[row].nonzero()[:, 0].tolist()
+            uncut = []
+            for column in columns:
+                held.append(int(ids[row, column]))
+                after.counts[row] += 1
+                if after.counts[row] <= self.span:
+                    uncut.append(column)
+                    continue
+                if len(held) > self.span:
+                    del held[self.sink]
+                if not last or column == ids.shape[1] - 1:
+                    windows.append((row, column, list(held)))
+            if uncut:
+                # As long as nothing has been cut away, one causal pass says the same as one pass per token.
+                known = self.rows[row] + ids[row, uncut].tolist()
+                dense = self._model(torch.tensor([known]))[0, -len(uncut) :]
+                logits = dense.new_zeros(*ids.shape, dense.shape[-1]) if logits is None else logits
+                logits[row, uncut] = dense
+        at_once = max(1, FRESH_TOKENS // self.span)
+        for first in range(0, len(windows), at_once):
+            some = windows[first : first + at_once]
+            dense = self._model(torch.tensor([held for _, _, held in some]), logits_to_keep=1)[:, -1]
+            logits = dense.new_zeros(*ids.shape, dense.shape[-1]) if logits is None else logits
+            logits[[row for row, _, _ in some], [column for _, column, _ in some]] = dense
+        assert logits is not None, "at least one token is real"
+        self.rows, self.counts = after.rows, after.counts
+        return logits[:, -1:] if last else logits
+
+    def _model(self, ids: Tensor, **options: int) -> Tensor:
+        accepted = inspect.signature(self.model.forward).parameters
+        options = {name: value for name, value in options.items() if name in accepted}
+        with torch.no_grad():
+            logits: Tensor = self.model(input_ids=ids.to(self.model.device), use_cache=False, **options).logits
+        if bool(logits.sum(dtype=torch.float32).isnan()):
+            raise ValueError(f"{type(self.model).__name__} gives logits that are not numbers (NaN weights?)")
+        return logits
+
+    def fork(self) -> Recomputing:
+        twin = copy.copy(self)
+        twin.rows, twin.counts = [list(row) for row in self.rows], list(self.counts)
+        return twin
+
+    def truncate(self, n: int) -> None:
+        if not isinstance(n, int) or n < 0 or n > min(self.counts):
+            raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self.counts}")
+        for row, count in zip(self.rows, self.counts, strict=True):
+            if n and count > len(row) and len(row) - n < self.span - 1:
+                raise ValueError(f"cannot undo {n} tokens: what they pushed out of the window is gone; fork before trying")
+        self.rows = [row[: len(row) - n] for row in self.rows]
+        self.counts = [count - n for count in self.counts]
+
+    def reset(self, keep_sink: bool = False) -> None:
+        self.rows = [row[: self.sink] if keep_sink else [] for row in self.rows]
+        self.counts = [len(row) for row in self.rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        rows = {f"rows.{n}": torch.tensor(row, dtype=torch.int64) for n, row in enumerate(self.rows)}
+        return {"positions": self.positions, **rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        names = [f"rows.{n}" for n in range(len(self.rows))]
+        if set(state) != {"positions", *names}:
+            raise ValueError(f"state does not fit {len(names)} rows of token ids: it holds {sorted(state)}")
+        self.rows = [state[name].tolist() for name in names]
+        self.counts = state["positions"].tolist()
