@@ -19,6 +19,7 @@ from torch import Tensor
 Style = Literal["half", "interleaved"]
 
 BLOCK = 1024
+KEPT_BLOCKS = 4
 # 1 / (2π) as a fraction of 2**256: enough for 62-bit positions times 53-bit frequencies with 140 bits to spare.
 _PI_DIGITS = 314159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798
 _PI_SCALE = 10**101
@@ -115,17 +116,30 @@ class Rotary:
         self._pair = pair.to(device)
         self._sign = (torch.where(first, -1.0, 1.0).double() * self.scale).to(device)
         self._rest = head_dim - dim
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the positions start..start+length-1, each [length, head_dim]."""
+        """Cosine and sine of the positions start..start+length-1, each [length, head_dim]; do not write to them."""
         block, offset = divmod(start, BLOCK)
-        table = _table(self.frequencies, self.device)
         pieces = []
         while length > 0:
             take = min(length, BLOCK - offset)
-            pieces.append(table[offset : offset + take] * _block_phase(self.frequencies, block, self.device))
+            cos, sin = self._block(block)
+            pieces.append((cos[offset : offset + take], sin[offset : offset + take]))
             block, offset, length = block + 1, 0, length - take
-        return self._expand(pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else table[:0])
+        if len(pieces) == 1:
+            return pieces[0]
+        cos, sin = zip(*pieces, strict=True)
+        return torch.cat(cos), torch.cat(sin)
+
+    def _block(self, block: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of one block of positions; the last few blocks are kept, as streams move on slowly."""
+        if block not in self._blocks:
+            while len(self._blocks) >= KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            phase = _block_phase(self.frequencies, block, self.device)
+            self._blocks[block] = self._expand(_table(self.frequencies, self.device) * phase)
+        return self._blocks[block]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of integer positions of any shape [...], each [..., head_dim]."""
@@ -148,4 +162,5 @@ class Rotary:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x` [..., head_dim] turned by the angles whose cosine and sine are given; same dtype as `x`."""
-        return torch.addcmul(x * cos, self.swapped(x), sin).to(x.dtype)
+        turned = torch.addcmul(x * cos, self.swapped(x), sin)
+        return turned if turned.dtype == x.dtype else turned.to(x.dtype)

@@ -27,6 +27,21 @@ class Held:
     def __init__(self, window: Window, head_keys: Tensor, folded: Tensor) -> None:
         self.window, self.head_keys, self.folded = window, head_keys, folded
         self.head_at: tuple[int, ...] | None = None
+        self._swapped: Tensor | None = None
+
+    def turn_head(self, rotary: Rotary, cos: Tensor, sin: Tensor, slots: slice) -> None:
+        """Rotate the head's keys into their window slots; their swapped channels are kept until the keys change."""
+        into = self.window.keys[:, :, slots]
+        if self._swapped is None:
+            self._swapped = rotary.swapped(self.head_keys)
+        if cos.dtype == into.dtype:
+            torch.mul(self.head_keys, cos, out=into).addcmul_(self._swapped, sin)
+        else:
+            into.copy_(torch.addcmul(self.head_keys * cos, self._swapped, sin))
+
+    def head_changed(self) -> None:
+        """Must be called whenever `head_keys` was written to."""
+        self.head_at = self._swapped = None
 
 
 class MemoryState:
@@ -193,7 +208,7 @@ class MemoryState:
                 raise ValueError("cannot undo: folded tokens cannot be taken out of the memory again; fork before")
         self._rows = [row - n for row in self._rows]
         for kept in self.held_layers:
-            kept.head_at = None
+            kept.head_changed()
 
     @torch.inference_mode(False)
     def fork(self) -> MemoryState:
@@ -231,7 +246,7 @@ class MemoryState:
         for kept in self.held_layers:
             for tensor in self._tensors(kept):
                 tensor.copy_(tensor.index_select(0, rows))
-            kept.head_at = None
+            kept.head_changed()
         if self._time is not None:
             self._time = self._time[rows.to(self._time.device)]
         self._rows = [self._rows[row] for row in rows.tolist()]

@@ -83,11 +83,17 @@ class Step:
         admitted = state.memory.admit.admitted(Fresh(m, state.geometry.batch, tags, mask))
         counted = mask if admitted is None else admitted if mask is None else admitted & mask
         self.counted = None if counted is None or bool(counted.all()) else counted.to(state.geometry.device)
+        g = state.geometry
+        self.shapes = (
+            (g.batch, g.heads, m, g.head_dim),
+            (g.batch, g.kv_heads, m, g.head_dim),
+            (g.batch, g.kv_heads, m, g.value_dim),
+        )
         self.rows = state._rows
         self.uniform = self.counted is None and len(set(self.rows)) == 1
         self.plans: dict[Track, Single | Block] = {}
         self.fresh: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self.sums: list[Tensor] = []
+        self.signs: list[Tensor] = []
 
     def __enter__(self) -> Step:
         if self.state._current is not None:
@@ -105,7 +111,7 @@ class Step:
         if missing:
             self._undo()
             raise RuntimeError(f"the step ended before layers {missing} attended; nothing was stored")
-        if not bool(torch.stack(self.sums).isfinite().all()):
+        if not bool(torch.stack(self.signs).isfinite().all()):
             self._undo()
             raise ValueError("keys or values hold NaN or infinity; nothing was stored")
         with torch.no_grad():
@@ -116,9 +122,11 @@ class Step:
         if "time" in self.tags:
             self.state._time = self.tags["time"][:, -1].clone()
 
-    @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `MemoryState.attend`."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.attend(layer, q, k, v)
         self._check(layer, q, k, v)
         state = self.state
         track, kept = state.tracks[layer], state.held_layers[layer]
@@ -133,24 +141,22 @@ class Step:
             # What padding holds must not matter, not even NaN.
             k = k.masked_fill(~self.counted[:, None, :, None], 0)
             v = v.masked_fill(~self.counted[:, None, :, None], 0)
-        # The sums tell at the end, with one look for all layers, whether anything stored is not a number.
-        self.sums.append(k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32))
+        # One number a layer tells at the end, with one look, whether anything stored is not finite.
+        if k.shape == v.shape and k.dtype is not torch.float16:
+            self.signs.append(torch.dot(k.reshape(-1), v.reshape(-1)))
+        else:
+            self.signs.append(k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32))
         if isinstance(plan, Single):
             return self._attend_single(layer, plan, track, kept, q, k, v)
         return self._attend_block(layer, plan, track, kept, q, k, v)
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        g, m = self.state.geometry, self.m
+        g = self.state.geometry
         if not 0 <= layer < g.layers:
             raise ValueError(f"there is no layer {layer}; this memory has {g.layers}")
         if layer in self.fresh:
             raise RuntimeError(f"layer {layer} attended twice in one step; every layer attends once")
-        expected = {
-            "q": (q, (g.batch, g.heads, m, g.head_dim)),
-            "k": (k, (g.batch, g.kv_heads, m, g.head_dim)),
-            "v": (v, (g.batch, g.kv_heads, m, g.value_dim)),
-        }
-        for name, (tensor, shape) in expected.items():
+        for name, tensor, shape in zip("qkv", (q, k, v), self.shapes, strict=True):
             if tensor.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
             if tensor.dtype != g.dtype:
@@ -161,29 +167,25 @@ class Step:
     def _attend_single(
         self, layer: int, plan: Single, track: Track, kept: Held, q: Tensor, k: Tensor, v: Tensor
     ) -> Tensor:
-        state, window = self.state, kept.window
+        state, window, rotary, slot = self.state, kept.window, track.rotary, plan.slot
         self.fresh[layer] = (k, k, v)
-        if isinstance(plan.slot, int):
-            if plan.sinks >= 0:
-                kept.head_keys[:, :, plan.sinks] = k[:, :, 0]
-                kept.head_at = None
-            window.values[:, :, plan.slot] = v[:, :, 0]
+        self._store_single_sink(plan, kept, k)
+        turned = k
+        if rotary is not None:
+            q, turned = rotary.rotate(q, *plan.turn), rotary.rotate(k, *plan.turn)
+        if isinstance(slot, int):
+            window.keys.select(2, slot).copy_(turned.select(2, 0))
+            window.values.select(2, slot).copy_(v.select(2, 0))
         else:
             rows = torch.arange(len(k), device=k.device)
-            first = plan.sinks >= 0
-            if bool(first.any()):
-                kept.head_keys[rows[first], :, plan.sinks[first]] = k[first, :, 0]
-                kept.head_at = None
-            window.values[rows, :, plan.slot] = v[:, :, 0]
-        if track.rotary is not None:
-            q, k = track.rotary.rotate(q, *plan.turn), track.rotary.rotate(k, *plan.turn)
-        if isinstance(plan.slot, int):
-            window.keys[:, :, plan.slot] = k[:, :, 0]
-        else:
-            window.keys[rows, :, plan.slot] = k[:, :, 0]
+            window.keys[rows, :, slot] = turned[:, :, 0]
+            window.values[rows, :, slot] = v[:, :, 0]
         if kept.head_at != plan.lag and state.head > state.null:
-            head = kept.head_keys if track.rotary is None else track.rotary.rotate(kept.head_keys, *plan.head_turn)
-            window.keys[:, :, state.null : state.head] = head
+            slots = slice(state.null, state.head)
+            if rotary is None:
+                window.keys[:, :, slots] = kept.head_keys
+            else:
+                kept.turn_head(rotary, *plan.head_turn, slots)
             kept.head_at = plan.lag
         keys, values = window.keys[:, :, plan.start : plan.stop], window.values[:, :, plan.start : plan.stop]
         bias = plan.bias
@@ -191,6 +193,17 @@ class Step:
             bias = _with_null_logits(state, layer, q.new_zeros(1, 1, 1, plan.stop) if bias is None else bias)
         bias = _recalled(state, q, keys, bias)
         return softmax_attention(q, keys, values, bias, state.geometry.scale[layer], state.geometry.softcap)
+
+    def _store_single_sink(self, plan: Single, kept: Held, k: Tensor) -> None:
+        if isinstance(plan.sinks, int):
+            if plan.sinks >= 0:
+                kept.head_keys[:, :, plan.sinks] = k[:, :, 0]
+                kept.head_changed()
+            return
+        row = (plan.sinks >= 0).nonzero()[:, 0]
+        if len(row):
+            kept.head_keys[row, :, plan.sinks[row]] = k[row, :, 0]
+            kept.head_changed()
 
     # -- a block of fresh tokens ---------------------------------------------------------------------------------
 
@@ -245,7 +258,7 @@ class Step:
         state, sink = self.state, self.state.memory.sink
         if min(self.rows) >= sink:
             return
-        kept.head_at = None
+        kept.head_changed()
         if self.uniform:
             first = self.rows[0]
             count = min(sink - first, self.m)
@@ -272,7 +285,7 @@ class Step:
                     slot = plan.slot if isinstance(plan.slot, int) else plan.slot[row]
                     kept.window.keys[row, :, slot] = 0
                     kept.window.values[row, :, slot] = 0
-            kept.head_at = None
+            kept.head_changed()
 
     def _store(self, layer: int, kept: Held) -> None:
         """Write the fresh tokens of a committed step into the window, folding what leaves."""
@@ -331,7 +344,7 @@ class Step:
                 kept.head_keys[row, :, sink:], window.values[row, :, memory], kept.folded[row : row + 1], left, left_values
             )
             kept.folded[row] += left.shape[1]
-        kept.head_at = None
+        kept.head_changed()
 
 
 def _with_null_logits(state: MemoryState, layer: int, bias: Tensor) -> Tensor:
