@@ -62,7 +62,7 @@ def resume(
 
 
 def generate(
-    model: PreTrainedModel,
+    model: Any,
     input_ids: Tensor,
     *,
     memory: str | Memory = DEFAULT,
@@ -72,7 +72,7 @@ def generate(
     streamer: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """transformers' `generate` over a bounded memory: `model.generate(**inputs, custom_generate=ef.generate, memory=...)`.
+    """What to give transformers: `model.generate(**inputs, custom_generate=ef.generate, memory=...)`.
 
     input_ids [B, T]; everything `model.generate` takes for greedy search and sampling works as there: streamers,
     logits processors, stopping criteria, left-padded batches, `num_return_sequences`, `return_dict_in_generate`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ INTERLEAVED = {"cohere"}
 OWN_ATTENTION = {"falcon", "falcon-new", "falcon-alibi", "bloom", "mpt"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared(name: str) -> PreTrainedModel:
     """One instance per name for all tests; do not change it."""
     return fresh(name)

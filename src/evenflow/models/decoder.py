@@ -27,7 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ..memory import Memory, MemoryState, Rope
 from ..memory.rope import Style
-from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams
+from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, vocabulary_of
 from .rotary import rope_of, rotary_modules, without_scaling
 
 ATTENTION = "evenflow"
@@ -65,7 +65,9 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     """A module tree of its own over the very weight tensors of `model`, in evaluation mode."""
     own = {id(buffer) for rotary in rotary_modules(model) for buffer in rotary.buffers(recurse=False)}
     shared = {id(t): t for t in chain(model.parameters(), model.buffers()) if id(t) not in own}
-    return copy.deepcopy(model, cast(dict[int, Any], shared)).eval()
+    twin: Any = copy.deepcopy(model, cast(dict[int, Any], shared))
+    evaluating: PreTrainedModel = twin.eval()
+    return evaluating
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,13 @@ class Decoder:
         self.weights = _identity(model)
         self.twin = twin_of(model)
         self.dtype, self.device = model.dtype, model.device
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         own = OWN_ATTENTION.get(model.config.model_type)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions, self._takes_keep = "position_ids" in accepted, "logits_to_keep" in accepted
         self._extra = {k: v.to(self.device) for k, v in own.inputs().items()} if own else {}
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, self.vocabulary, (1, sum(CHECK_PIECES)), generator=generator).to(self.device)
+        ids = torch.randint(0, vocabulary_of(model), (1, sum(CHECK_PIECES)), generator=generator).to(self.device)
         with torch.no_grad():
             expected = self.twin(input_ids=ids, use_cache=False).logits
         if not bool(expected.isfinite().all()):
@@ -134,7 +135,7 @@ class Decoder:
     # -- preparing the twin --------------------------------------------------------------------------------------
 
     def _read_rotaries(self) -> dict[str, nn.Module]:
-        """Copies of the rotary modules by the path of the module that owns them, taken before their scale is cleared."""
+        """Copies of the rotary modules, as they are now, by the path of the module that owns them."""
         rotaries = {}
         for path, module in self.twin.named_modules():
             if module in rotary_modules(module):
@@ -158,7 +159,7 @@ class Decoder:
 
         def note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             if module in asked:
-                raise Unsupported(f"{self.name} runs one attention module several times per token; each may run once")
+                raise Unsupported(f"{self.name} runs one attention module several times per token; once is possible")
             asked[module] = Asked.by(module, query, key, value, options)
             return value.new_zeros(*query.shape[:3], value.shape[-1])
 
@@ -176,7 +177,9 @@ class Decoder:
         if len(shapes) > 1:
             raise Unsupported(f"{self.name} has layers of different shapes {sorted(shapes)}; a memory has one")
         if self.alibi is None and not self._rotaries:
-            raise Unsupported(f"{self.name} has neither rotary frequencies nor ALiBi slopes: how it places tokens is unknown")
+            raise Unsupported(
+                f"{self.name} has neither rotary frequencies nor ALiBi slopes: how it places tokens is unknown"
+            )
         self.asked = layers
         self._paths = [path for module in asked for path, m in self.twin.named_modules() if m is module]
         return {module: layer for layer, module in enumerate(asked)}
@@ -204,15 +207,15 @@ class Decoder:
         best = min(errors, key=lambda style: errors[style])
         if not errors[best] <= allowed:
             raise Unsupported(
-                f"{self.name} read through a memory gives other logits than on its own: they differ by {errors[best]:.2g} "
-                f"standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in a way that is not "
-                "known here"
+                f"{self.name} read through a memory gives other logits than on its own: they differ by "
+                f"{errors[best]:.2g} standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in "
+                "a way that is not known here"
             )
         return best
 
     def _error(self, ids: Tensor, expected: Tensor, style: Style) -> float:
         state = self.build(Memory(), length=ids.shape[1], style=style)
-        got = torch.cat([self.read(state, piece) for piece in ids.split(CHECK_PIECES, dim=1)], 1)
+        got = torch.cat([self.read(state, piece) for piece in torch.split(ids, list(CHECK_PIECES), dim=1)], 1)
         expected = expected.double()
         gap = (got.double() - expected).square().mean().sqrt()
         return float(gap / (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12))
@@ -248,11 +251,10 @@ class Decoder:
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             return state.attend(layers[module], query.to(dtype), key.to(dtype), value.to(dtype))
 
-        with torch.inference_mode():
-            with state.step(ids.shape[1], mask=mask), _asking(attend):
-                logits = self._call(ids, last)
-                if bool(logits.sum(dtype=torch.float32).isnan()):
-                    raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
+        with torch.inference_mode(), state.step(ids.shape[1], mask=mask), _asking(attend):
+            logits = self._call(ids, last)
+            if bool(logits.sum(dtype=torch.float32).isnan()):
+                raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
         return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
 
     def _call(self, ids: Tensor, last: bool = False) -> Tensor:

@@ -143,7 +143,9 @@ class Recomputing:
             raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self.counts}")
         for row, count in zip(self.rows, self.counts, strict=True):
             if n and count > len(row) and len(row) - n < self.span - 1:
-                raise ValueError(f"cannot undo {n} tokens: what they pushed out of the window is gone; fork before trying")
+                raise ValueError(
+                    f"cannot undo {n} tokens: what they pushed out of the window is gone; fork before trying"
+                )
         self.rows = [row[: len(row) - n] for row in self.rows]
         self.counts = [count - n for count in self.counts]
 

@@ -7,6 +7,7 @@ asks like everybody else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class OwnAttention:
     inputs: Callable[[], dict[str, Any]] = dict
 
 
-def _fused(module: nn.Module, hidden: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fused(module: Any, hidden: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of a projection laid out as `[query … query | key | value]` per key head."""
     batch, m, _ = hidden.shape
     groups = module.num_heads // kv_heads
@@ -48,20 +49,20 @@ def _fused(module: nn.Module, hidden: Tensor, kv_heads: int) -> tuple[Tensor, Te
     return query.transpose(1, 2), fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
 
 
-def _falcon(module: nn.Module, ask: Attention, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _falcon(module: Any, ask: Attention, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
     # Attention of the class repeats keys for every query head before it caches them; the memory need not.
     query, key, value = _fused(module, hidden, module.num_kv_heads)
     out, _weights = ask(module, query, key, value, None, scaling=module.inv_norm_factor)
     return module.dense(out.flatten(2)), None
 
 
-def _bloom(module: nn.Module, ask: Attention, hidden: Tensor, residual: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _bloom(module: Any, ask: Attention, hidden: Tensor, residual: Tensor, **_: Any) -> tuple[Tensor, None]:
     query, key, value = _fused(module, hidden, module.num_heads)
     out, _weights = ask(module, query, key, value, None, scaling=module.inv_norm_factor)
     return residual + module.dense(out.flatten(2)), None
 
 
-def _mpt(module: nn.Module, ask: Attention, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _mpt(module: Any, ask: Attention, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
     mixed = module.Wqkv(hidden)
     if module.clip_qkv:
         mixed = mixed.clamp(min=-module.clip_qkv, max=module.clip_qkv)
@@ -72,24 +73,25 @@ def _mpt(module: nn.Module, ask: Attention, hidden: Tensor, **_: Any) -> tuple[T
     return module.out_proj(out.flatten(2)), None
 
 
-def _falcon_slopes(model: PreTrainedModel) -> Tensor | None:
+def _falcon_slopes(model: Any) -> Tensor | None:
     if not model.config.alibi:
         return None
     from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
     config = model.config
-    bias = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), config.num_attention_heads, torch.float32)
+    bias: Tensor = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), config.num_attention_heads, torch.float32)
     # Falcon adds its bias before it scales the scores.
-    return bias[:, 0, 1].double() * (config.hidden_size // config.num_attention_heads) ** -0.5
+    head_dim: int = config.hidden_size // config.num_attention_heads
+    return bias[:, 0, 1].double() / math.sqrt(head_dim)
 
 
-def _bloom_slopes(model: PreTrainedModel) -> Tensor:
-    bias = model.base_model.build_alibi_tensor(torch.ones(1, 2), model.config.n_head, torch.float32)
+def _bloom_slopes(model: Any) -> Tensor:
+    bias: Tensor = model.base_model.build_alibi_tensor(torch.ones(1, 2), model.config.n_head, torch.float32)
     return bias[:, 0, 1]
 
 
-def _mpt_slopes(model: PreTrainedModel) -> Tensor:
-    bias = model.base_model.build_mpt_alibi_tensor(model.config.n_heads, 2)
+def _mpt_slopes(model: Any) -> Tensor:
+    bias: Tensor = model.base_model.build_mpt_alibi_tensor(model.config.n_heads, 2)
     return bias[:, 0, 1] - bias[:, 0, 0]
 
 
@@ -104,6 +106,16 @@ OWN_ATTENTION = {
 }
 
 
+def head_of(model: Any) -> Any:
+    """The language modelling head, None where a model has none."""
+    return model.get_output_embeddings()
+
+
+def vocabulary_of(model: Any) -> int:
+    """Number of token ids a model reads."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def check_generates(model: object) -> None:
     """Raise when `model` is no decoder that gives next-token logits."""
     if not isinstance(model, PreTrainedModel):
@@ -112,8 +124,10 @@ def check_generates(model: object) -> None:
         )
     name = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise Unsupported(f"{name} is an encoder-decoder: its decoder reads a second, whole sequence; only decoders stream")
-    if model.get_output_embeddings() is None:
+        raise Unsupported(
+            f"{name} is an encoder-decoder: its decoder reads a second, whole sequence; only decoders stream"
+        )
+    if head_of(model) is None:
         raise Unsupported(f"{name} has no language modelling head; open the ...ForCausalLM class of the same weights")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or "meta" in {device.type for device in devices}:

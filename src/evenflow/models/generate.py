@@ -8,12 +8,13 @@ are those of plain `generate`, sampling included.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..memory import Memory
 from .stream import open_stream
@@ -43,7 +44,9 @@ def generate(
             "search or sampling (num_beams=1)"
         )
     if generation_config.output_attentions or generation_config.output_hidden_states:
-        raise ValueError("attention weights and hidden states are not kept; drop output_attentions/output_hidden_states")
+        raise ValueError(
+            "attention weights and hidden states are not kept; drop output_attentions/output_hidden_states"
+        )
     if inputs.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be streamed; give input_ids")
     cache = inputs.get("cache", inputs.get("past_key_values"))
@@ -53,17 +56,17 @@ def generate(
     mask = inputs.get("attention_mask")
     batch, width = input_ids.shape
     stream = open_stream(model, memory, batch=batch, length=max(width, generation_config.max_length or 0) or None)
-    pad = generation_config._pad_token_tensor
+    pad: Any = generation_config._pad_token_tensor
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     wants = generation_config.return_dict_in_generate
-    scores: tuple[Tensor, ...] | None = () if wants and generation_config.output_scores else None
-    raw: tuple[Tensor, ...] | None = () if wants and generation_config.output_logits else None
+    scores: Any = () if wants and generation_config.output_scores else None
+    raw: Any = () if wants and generation_config.output_logits else None
     going = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
     fresh, real = input_ids, mask
     while True:
         stream.consume(fresh, real)
         logits = stream.last_logits.to(input_ids.device, torch.float32, copy=True)
-        chosen = logits_processor(input_ids, logits)
+        chosen = logits_processor(cast(torch.LongTensor, input_ids), logits)
         scores = None if scores is None else (*scores, chosen)
         raw = None if raw is None else (*raw, logits)
         if generation_config.do_sample:
@@ -84,7 +87,7 @@ def generate(
         streamer.end()
     if not wants:
         return input_ids
-    return GenerateDecoderOnlyOutput(sequences=input_ids, scores=scores, logits=raw)
+    return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, input_ids), scores=scores, logits=raw)
 
 
 def _streamer_of_caller(model: PreTrainedModel) -> Any:

@@ -39,7 +39,9 @@ def load(model: object, tokenizer: Any = None, dtype: torch.dtype | str | None =
         place, kind = tiny_path(), kind or torch.float32
     if Path(place).exists():
         if not (Path(place) / "config.json").is_file():
-            raise ValueError(f"{place} holds no model: there is no config.json; give a folder that save_pretrained wrote")
+            raise ValueError(
+                f"{place} holds no model: there is no config.json; give a folder that save_pretrained wrote"
+            )
     elif name == "tiny" or os.sep in name.strip(os.sep).partition(os.sep)[2] or name.startswith((os.sep, ".", "~")):
         raise FileNotFoundError(f"no model folder {place}")
     try:

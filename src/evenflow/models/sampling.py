@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -33,7 +35,12 @@ class Chooser:
     """Greedy at temperature 0, else sampling from what temperature, top_k and top_p leave."""
 
     def __init__(
-        self, temperature: float, top_p: float, top_k: int | None, seed: int | None, processors: LogitsProcessorList | None
+        self,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
+        seed: int | None,
+        processors: LogitsProcessorList | None,
     ) -> None:
         if not temperature >= 0:
             raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more")
@@ -56,7 +63,7 @@ class Chooser:
 
     def choose(self, ids: Tensor, logits: Tensor, positions: list[int]) -> Tensor:
         """Next token of each row, int64 [B]; ids [B, n] for processors that look back, logits [B, V]."""
-        scores = self.processors(ids, logits.float()) if self.processors else logits
+        scores = self.processors(cast(torch.LongTensor, ids), logits.float()) if self.processors else logits
         if self.greedy:
             return scores.argmax(-1)
         mass = torch.softmax(scores.double(), -1).cumsum(-1)

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from ..memory import Memory, MemoryState, StateError, read_state, write_state
 from .decoder import decoder_of, twin_of
 from .engine import Attending, Engine, Recomputing
-from .families import check_generates
+from .families import check_generates, head_of, vocabulary_of
 from .fingerprint import fingerprint
 from .loading import load
 from .sampling import Chooser
@@ -35,12 +35,10 @@ class Stream:
     raises. One stream belongs to one thread at a time; any number of streams, in any threads, share a model.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, memory: Memory, engine: Engine, tokenizer: Any, batch: int, vocabulary: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, memory: Memory, engine: Engine, tokenizer: Any, batch: int) -> None:
         self.model, self.memory, self.tokenizer, self.batch = model, memory, tokenizer, batch
         self._engine = engine
-        self._vocabulary = vocabulary
+        self._vocabulary = vocabulary_of(model)
         self._last: Tensor | None = None  # logits [B, V] after the last token of each row
 
     # -- where it is ---------------------------------------------------------------------------------------------
@@ -124,8 +122,9 @@ class Stream:
         if mask is not None and bool(mask.all()):
             mask = None
         if mask is not None and not bool(mask.any()):
-            head = self.model.get_output_embeddings().weight
-            return torch.zeros(*ids.shape, head.shape[0], dtype=self.model.dtype, device=ids.device)
+            return torch.zeros(
+                *ids.shape, head_of(self.model).weight.shape[0], dtype=self.model.dtype, device=ids.device
+            )
         last = last and (mask is None or bool(mask[:, -1].all()))
         logits = self._engine.read(ids, mask, last)
         if mask is None:
@@ -205,7 +204,9 @@ class Stream:
         read exactly what it gave, and the next `feed` or turn goes on from there. Arguments are checked at once;
         the prompt is read when the first token is asked for.
         """
-        if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0):
+        if max_tokens is not None and (
+            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
+        ):
             raise ValueError(f"max_tokens is {max_tokens!r}; expected a whole number, 0 or more, or None for no end")
         chooser = Chooser(temperature, top_p, top_k, seed, logits_processor)
         ends = self._ends(eos)
@@ -304,7 +305,7 @@ class Stream:
 
     def fork(self) -> Stream:
         """An independent copy of the stream over the same model; memory is copied, weights are shared."""
-        twin = Stream(self.model, self.memory, self._engine.fork(), self.tokenizer, self.batch, self._vocabulary)
+        twin = Stream(self.model, self.memory, self._engine.fork(), self.tokenizer, self.batch)
         twin._last = None if self._last is None else self._last.clone()
         return twin
 
@@ -372,8 +373,7 @@ def open_stream(
     else:
         decoder = decoder_of(model)
         engine = Attending(decoder, decoder.build(memory, batch, length=length))
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return Stream(model, memory, engine, tokenizer, batch, vocabulary)
+    return Stream(model, memory, engine, tokenizer, batch)
 
 
 def resume_stream(
