@@ -1,0 +1,1 @@
+"""Training: models that are made for streams, from nothing but a folder of text."""
