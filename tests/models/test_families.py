@@ -109,7 +109,11 @@ def stretched(kind: str) -> PreTrainedModel:
         "original_max_position_embeddings": 16,
     }  # fmt: skip
     return zoo.small(
-        "Phi3", max_position_embeddings=64, original_max_position_embeddings=16, sliding_window=None, rope_parameters=rope
+        "Phi3",
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        sliding_window=None,
+        rope_parameters=rope,
     )().eval()
 
 
@@ -120,8 +124,9 @@ def test_length_dependent_scaling_is_made_for_what_the_memory_holds(kind, window
     model, ids = stretched(kind).double(), zoo.tokens(70)
     frequencies, _ = ROPE_INIT_FUNCTIONS[kind](model.config, "cpu", seq_len=SINK + window)
     want = oracles.stepwise_logits(model, ids, SINK, window, frequencies=[frequencies.double()] * 2)
+    stream = ef.open(model, f"streaming-llm(sink={SINK}, window={window})")
     with oracles.doubles():
-        got = fed(ef.open(model, f"streaming-llm(sink={SINK}, window={window})"), ids, 9)
+        got = fed(stream, ids, 9)
     assert oracles.relative_error(got, want) <= 1e-10
     short, _ = ROPE_INIT_FUNCTIONS[kind](model.config, "cpu", seq_len=SINK + 8)
     assert torch.equal(short, frequencies) == (window == 8)
@@ -132,8 +137,9 @@ def test_length_dependent_scaling_without_a_bound_is_made_for_all_the_model_know
     model, ids = stretched(kind).double(), zoo.tokens(40)
     frequencies, _ = ROPE_INIT_FUNCTIONS[kind](model.config, "cpu", seq_len=model.config.max_position_embeddings)
     want = oracles.stepwise_logits(model, ids, 0, None, frequencies=[frequencies.double()] * 2)
+    stream = ef.open(model, "full")
     with oracles.doubles():
-        assert oracles.relative_error(fed(ef.open(model, "full"), ids, 9), want) <= 1e-10
+        assert oracles.relative_error(fed(stream, ids, 9), want) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "falcon-alibi", "gpt-oss"])
