@@ -81,28 +81,60 @@ def test_a_step_that_is_not_committed_or_fails_leaves_no_trace(memory, m, length
     same_future(state, witness)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 5), st.integers(1, 10), st.integers(1, 40), st.integers(1, 12))
-def test_truncate_undoes_exactly_or_refuses(sink, window, length, undone):
-    memory = Memory(sink=sink, window=window)
-    state, witness = memory.build(**GEOMETRY), memory.build(**GEOMETRY)
-    inputs = random_inputs(state, length)
-    run(state, inputs, [1])
-    if undone > length:
-        with pytest.raises(ValueError, match="cannot undo"):
-            state.truncate(undone)
-        return
-    try:
-        state.truncate(undone)
-    except ValueError as error:
-        assert "overwritten" in str(error)
-        assert undone > 1 and length > sink + window + 1
-        undone = 0
-    if length > undone:
-        run(witness, [tuple(t[:, :, : length - undone] for t in layer) for layer in inputs], [1])
-    assert state.position == witness.position == length - undone
-    assert state.held(0) == witness.held(0)
-    same_future(state, witness)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_truncate_undoes_exactly_or_refuses(data):
+    """Any mix of committed steps, questions, failures and undoing leaves what the remaining tokens alone would give."""
+    window = data.draw(st.sampled_from([1, 3, 8, None]))
+    memory = Memory(sink=data.draw(st.integers(0, 4)) if window else 0, window=window)
+    reach = data.draw(st.sampled_from([None, [None, 3]]))
+    state = memory.build(**GEOMETRY, reach=reach)
+    stream, seed = [], 0
+    for _ in range(data.draw(st.integers(1, 8))):
+        what = data.draw(st.sampled_from(["feed", "feed", "ask", "fail", "undo"]))
+        length, seed = data.draw(st.integers(1, 9)), seed + 1
+        inputs = random_inputs(state, length, seed)
+        if what == "undo":
+            n = data.draw(st.integers(1, 3))
+            try:
+                state.truncate(n)
+            except ValueError as error:
+                assert "cannot undo" in str(error)
+            else:
+                stream = stream[:-n]
+        elif what == "fail":
+            with pytest.raises(ZeroDivisionError), state.step(length):
+                state.attend(0, *inputs[0])
+                _ = 1 / 0
+        else:
+            run_cut = feed(state, inputs, 0, length, commit=what == "feed")
+            assert run_cut[0].isfinite().all()
+            if what == "feed":
+                stream += [[tuple(t[:, :, i : i + 1] for t in layer) for layer in inputs] for i in range(length)]
+    witness = memory.build(**GEOMETRY, reach=reach)
+    for token in stream:
+        feed(witness, token, 0, 1)
+    assert state.position == witness.position == len(stream)
+    assert state.held(0) == witness.held(0) and state.held(1) == witness.held(1)
+    inputs = random_inputs(state, 20, 99)
+    for cuts in ([1], [6]):
+        for a, b in zip(run(state, inputs, cuts), run(witness, inputs, cuts), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_truncate_goes_back_one_token_after_the_window_wrapped_and_no_further():
+    state = MEMORIES["sinks"].build(**GEOMETRY)
+    run(state, random_inputs(state, 17), [17])
+    state.truncate(15)
+    assert state.position == 2
+    run(state, random_inputs(state, 30), [30])
+    with pytest.raises(ValueError, match="cannot undo 2 tokens, only 1"):
+        state.truncate(2)
+    state.truncate(1)
+    with pytest.raises(ValueError, match="cannot undo 1 tokens, only 0"):
+        state.truncate(1)
+    with pytest.raises(ValueError, match="cannot undo -1"):
+        state.truncate(-1)
 
 
 def test_reset_forgets_and_can_keep_the_sink():

@@ -68,6 +68,7 @@ class MemoryState:
             logits = geometry.sink_logits
             self.null_logits = None if logits is None else logits.detach().to(geometry.device, torch.float64)
         self._rows = [0] * geometry.batch
+        self._floor = [0] * geometry.batch  # the earliest position each row can still go back to
         self._time: Tensor | None = None
         self._current: Step | None = None
 
@@ -182,6 +183,16 @@ class MemoryState:
 
     # -- undo, copy, forget --------------------------------------------------------------------------------------
 
+    def _advanced(self, rows: list[int]) -> None:
+        """Rows have consumed so many tokens now; a window that has wrapped keeps one token more than it shows."""
+        sizes = [track.size for track in self.tracks if track.size is not None]
+        wraps = self.memory.sink + min(sizes) + 1 if sizes else None
+        self._floor = [
+            floor if wraps is None or row <= wraps or row == before else row - 1
+            for floor, row, before in zip(self._floor, rows, self._rows, strict=True)
+        ]
+        self._rows = rows
+
     def _idle(self, what: str) -> None:
         if self._current is not None:
             raise RuntimeError(f"{what} is not possible inside a step")
@@ -189,23 +200,20 @@ class MemoryState:
     def truncate(self, n: int) -> None:
         """Undo the last `n` tokens of every row, exactly.
 
-        Possible while nothing that the earlier state needs was overwritten: always for one token, and for any number
-        as long as the window has not wrapped. Raises ValueError otherwise; the memory is then unchanged.
+        Possible while nothing that the earlier state needs was overwritten: always for the last token, and for any
+        number as long as the window has not wrapped. Raises ValueError otherwise; the memory is then unchanged.
         """
         self._idle("truncate")
-        if not isinstance(n, int) or n < 0 or n > min(self._rows):
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0 or n > min(self._rows):
             raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self._rows}")
-        if n == 0:
-            return
-        for track, kept in zip(self.tracks, self.held_layers, strict=True):
-            wraps_at = None if track.size is None else self.memory.sink + track.size + 1
-            if n > 1 and wraps_at is not None and max(self._rows) > wraps_at:
-                raise ValueError(
-                    f"cannot undo {n} tokens: a window of {track.size} has overwritten what they pushed out; "
-                    "undo one token, fork before trying, or use step(commit=False)"
-                )
-            if bool(kept.folded.any()):
-                raise ValueError("cannot undo: folded tokens cannot be taken out of the memory again; fork before")
+        if n and any(bool(kept.folded.any()) for kept in self.held_layers):
+            raise ValueError("cannot undo: folded tokens cannot be taken out of the memory again; fork before")
+        spare = min(row - floor for row, floor in zip(self._rows, self._floor, strict=True))
+        if n > spare:
+            raise ValueError(
+                f"cannot undo {n} tokens, only {spare}: newer tokens have overwritten what the window held then; "
+                "fork before, or try with step(commit=False)"
+            )
         self._rows = [row - n for row in self._rows]
         for kept in self.held_layers:
             kept.head_changed()
@@ -226,6 +234,7 @@ class MemoryState:
         self._idle("reset")
         sink = self.memory.sink
         self._rows = [min(row, sink) if keep_sink else 0 for row in self._rows]
+        self._floor = [0] * len(self._rows)
         self._time = None
         for track, kept in zip(self.tracks, self.held_layers, strict=True):
             fresh = self._empty(track.size)
@@ -250,6 +259,7 @@ class MemoryState:
         if self._time is not None:
             self._time = self._time[rows.to(self._time.device)]
         self._rows = [self._rows[row] for row in rows.tolist()]
+        self._floor = [self._floor[row] for row in rows.tolist()]
 
     def seek(self, position: int) -> None:
         """Continue as if what is held had been reached at stream index `position`, later than now.
@@ -273,6 +283,7 @@ class MemoryState:
                 filled.copy_(turned)
             for tensor in (window.keys, window.values):
                 tensor[:, :, self.head :] = tensor[:, :, self.head :].roll(shift % window.slots, 2)
+        self._floor = [floor + shift for floor in self._floor]
         self._rows = [position] * self.geometry.batch
 
     # -- save and resume -----------------------------------------------------------------------------------------
@@ -280,7 +291,7 @@ class MemoryState:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later memory of the same shape needs to go on bit for bit: tensors and plain numbers."""
         self._idle("state_dict")
-        state: dict[str, Any] = {"positions": self.positions}
+        state: dict[str, Any] = {"positions": self.positions, "floor": torch.tensor(self._floor)}
         if self._time is not None:
             state["time"] = self._time.clone()
         for layer, kept in enumerate(self.held_layers):
@@ -295,11 +306,11 @@ class MemoryState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave. Raises ValueError, and changes nothing, when it does not fit."""
         self._idle("load_state_dict")
-        names = {"positions"} | {f"layers.{n}.{part}" for n in range(len(self.tracks)) for part in PARTS}
+        names = {"positions", "floor"} | {f"layers.{n}.{part}" for n in range(len(self.tracks)) for part in PARTS}
         if not names <= set(state) <= names | {"time"}:
             raise ValueError(f"state does not fit: missing {sorted(names - set(state))}, unknown {sorted(set(state) - names)}")
-        rows = torch.as_tensor(state["positions"]).tolist()
-        if len(rows) != self.geometry.batch or min(rows) < 0:
+        rows, floor = (torch.as_tensor(state[name]).tolist() for name in ("positions", "floor"))
+        if len(rows) != self.geometry.batch or len(floor) != len(rows) or min(rows) < 0:
             raise ValueError(f"state has positions {rows}; expected {self.geometry.batch} counts")
         fresh = []
         for layer, track in enumerate(self.tracks):
@@ -317,7 +328,7 @@ class MemoryState:
                 into.copy_(tensor)
             fresh.append(kept)
         self.held_layers = fresh
-        self._rows = rows
+        self._rows, self._floor = rows, floor
         time = state.get("time")
         self._time = None if time is None else time.clone()
 

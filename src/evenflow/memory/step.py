@@ -94,6 +94,7 @@ class Step:
         self.plans: dict[Track, Single | Block] = {}
         self.fresh: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.signs: list[Tensor] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> Step:
         if self.state._current is not None:
@@ -118,7 +119,7 @@ class Step:
             for layer, kept in enumerate(self.state.held_layers):
                 self._store(layer, kept)
         counts = [self.m] * len(self.rows) if self.counted is None else self.counted.sum(1).tolist()
-        self.state._rows = [row + count for row, count in zip(self.rows, counts, strict=True)]
+        self.state._advanced([row + count for row, count in zip(self.rows, counts, strict=True)])
         if "time" in self.tags:
             self.state._time = self.tags["time"][:, -1].clone()
 
@@ -170,6 +171,9 @@ class Step:
         state, window, rotary, slot = self.state, kept.window, track.rotary, plan.slot
         self.fresh[layer] = (k, k, v)
         self._store_single_sink(plan, kept, k)
+        if not self.commit:
+            rows = torch.arange(len(k), device=k.device)
+            self.before[layer] = window.keys[rows, :, slot].clone(), window.values[rows, :, slot].clone()
         turned = k
         if rotary is not None:
             q, turned = rotary.rotate(q, *plan.turn), rotary.rotate(k, *plan.turn)
@@ -273,18 +277,20 @@ class Step:
     # -- the end of a step ---------------------------------------------------------------------------------------
 
     def _undo(self) -> None:
-        """Empty the slots that were written early; everything else is as it was."""
+        """Empty or restore the slots that were written early; everything else is as it was."""
         state, sink = self.state, self.state.memory.sink
         for layer in self.fresh:
-            kept = state.held_layers[layer]
-            plan = self.plans[state.tracks[layer]]
+            kept, plan = state.held_layers[layer], self.plans[state.tracks[layer]]
+            if isinstance(plan, Single):
+                rows = torch.arange(state.geometry.batch, device=state.geometry.device)
+                keys, values = self.before.get(layer, (0, 0))
+                kept.window.keys[rows, :, plan.slot], kept.window.values[rows, :, plan.slot] = keys, values
+                if layer not in self.before:
+                    # What the slot held was no longer visible, but going back one token would need it.
+                    state._floor = list(state._rows)
             for row, consumed in enumerate(self.rows):
                 kept.head_keys[row, :, consumed:sink] = 0
                 kept.window.values[row, :, state.null + consumed : state.null + sink] = 0
-                if isinstance(plan, Single) and consumed >= sink:
-                    slot = plan.slot if isinstance(plan.slot, int) else plan.slot[row]
-                    kept.window.keys[row, :, slot] = 0
-                    kept.window.values[row, :, slot] = 0
             kept.head_changed()
 
     def _store(self, layer: int, kept: Held) -> None:
