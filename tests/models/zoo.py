@@ -26,7 +26,10 @@ def small(name: str, drop: tuple[str, ...] = (), **extra: Any) -> Callable[[], P
         config = getattr(transformers, f"{name}{text}Config")(
             **{key: value for key, value in SMALL.items() if key not in drop} | extra
         )
-        return getattr(transformers, f"{name}ForCausalLM")(config)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        if hasattr(config, "num_local_experts"):
+            model.set_experts_implementation("eager")  # the grouped kernel has no float64
+        return model
 
     return make
 
@@ -96,8 +99,6 @@ def fresh(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     model = FAMILIES[name]().eval()
     with torch.no_grad():
-        if name == "gpt-oss":
-            model.set_experts_implementation("eager")  # the grouped kernel has no float64
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start at ones and zeros, which would hide a mistake
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 SAMPLES = 64  # Numbers looked at per weight tensor.
 # What may differ between two loadings of one model.
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "output_attentions",
-            "output_hidden_states", "return_dict")  # fmt: skip
+            "output_hidden_states", "return_dict", "architectures")  # fmt: skip
 
 
 def fingerprint(model: PreTrainedModel) -> str:

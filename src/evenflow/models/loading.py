@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .families import check_generates
@@ -46,7 +47,7 @@ def load(model: object, tokenizer: Any = None, dtype: torch.dtype | str | None =
         raise FileNotFoundError(f"no model folder {place}")
     try:
         loaded = AutoModelForCausalLM.from_pretrained(place, dtype=kind or "auto")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"cannot load a language model from {name}: {_first_line(error)}") from error
     if tokenizer is None:
         try:
