@@ -1,7 +1,5 @@
 """The definition of a streaming memory, as slowly and plainly as it can be written: one query at a time, in float64."""
 
-import math
-
 import torch
 from torch import Tensor
 

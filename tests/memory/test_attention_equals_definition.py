@@ -103,7 +103,9 @@ def test_absolute_positions(cuts):
 
 
 def test_block_longer_than_several_windows():
-    check(Memory(sink=2, window=20), {**GEOMETRY, "layers": 1, "dtype": torch.float64}, 400, [400], inv_freq=FREQUENCIES)
+    check(
+        Memory(sink=2, window=20), {**GEOMETRY, "layers": 1, "dtype": torch.float64}, 400, [400], inv_freq=FREQUENCIES
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -144,7 +146,9 @@ def test_rows_of_different_age_equal_rows_alone(data):
     alone = [memory.build(**geometry) for _ in range(3)]
     for number in range(data.draw(st.integers(1, 5))):
         m = data.draw(st.integers(1, 12))
-        mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=m, max_size=m), min_size=3, max_size=3)))
+        mask = torch.tensor(
+            data.draw(st.lists(st.lists(st.booleans(), min_size=m, max_size=m), min_size=3, max_size=3))
+        )
         inputs = random_inputs(state, m, seed=number)
         spoilt = [(q, k.masked_fill(~mask[:, None, :, None], torch.nan), v) for q, k, v in inputs]
         with state.step(m, mask=mask):
@@ -157,7 +161,9 @@ def test_rows_of_different_age_equal_rows_alone(data):
             with single.step(len(columns)):
                 for layer, tensors in enumerate(inputs):
                     expected = single.attend(layer, *(t[row : row + 1, :, columns] for t in tensors))
-                    torch.testing.assert_close(outputs[layer][row : row + 1][:, :, columns], expected, rtol=0, atol=1e-10)
+                    torch.testing.assert_close(
+                        outputs[layer][row : row + 1][:, :, columns], expected, rtol=0, atol=1e-10
+                    )
         for row, single in enumerate(alone):
             assert state.positions[row] == single.position
             for layer in range(2):

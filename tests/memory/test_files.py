@@ -48,9 +48,9 @@ def test_every_truncation_is_noticed(saved):
 
 
 def test_missing_files_and_folders(tmp_path):
-    with pytest.raises(StateError, match="cannot read .*No such file"):
+    with pytest.raises(StateError, match=r"cannot read .*No such file"):
         read_state(tmp_path / "none")
-    with pytest.raises(StateError, match="cannot write .*No such file"):
+    with pytest.raises(StateError, match=r"cannot write .*No such file"):
         write_state(tmp_path / "none" / "x", {}, {})
     (tmp_path / "folder").mkdir()
     with pytest.raises(StateError, match="previous file, if any, is untouched"):

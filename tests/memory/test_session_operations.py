@@ -211,7 +211,10 @@ def test_what_is_seen_never_depends_on_the_future(memory):
     """Card point 10: causality."""
     one, other = memory.build(**GEOMETRY), memory.build(**GEOMETRY)
     a, b = random_inputs(one, 40), random_inputs(one, 40, seed=1)
-    b = [tuple(torch.cat([x[:, :, :25], y[:, :, 25:]], 2) for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)]
+    b = [
+        tuple(torch.cat([x[:, :, :25], y[:, :, 25:]], 2) for x, y in zip(p, q, strict=True))
+        for p, q in zip(a, b, strict=True)
+    ]
     for x, y in zip(run(one, a, [40]), run(other, b, [40]), strict=True):
         assert torch.equal(x[:, :, :25], y[:, :, :25])
 

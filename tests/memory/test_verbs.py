@@ -118,7 +118,7 @@ def test_folded_tokens_stand_between_sinks_and_window(sink, cuts):
                     entries += [(keys[j], values[j]) for j in kept if j >= sink]
                     # Positions: indices in a cache of sinks, one folded slot, window; the window's as in the stream.
                     lag = max(0, i - (sink + 1 + window))
-                    places = [p for p in range(sink)][: len([j for j in kept if j < sink])]
+                    places = list(range(sink))[: len([j for j in kept if j < sink])]
                     places += [sink] if left else []
                     places = [p + lag for p in places] + [j for j in kept if j >= sink]
                     turned = rotated(torch.stack([e[0] for e in entries]), places, FREQUENCIES)
@@ -126,7 +126,7 @@ def test_folded_tokens_stand_between_sinks_and_window(sink, cuts):
                     expected = torch.softmax(scores, 0) @ torch.stack([e[1] for e in entries])
                     torch.testing.assert_close(outputs[layer][0, head, i], expected, rtol=0, atol=1e-10)
         at = stop
-    expected_held = list(range(sink)) + [-1] + list(range(length - window, length))
+    expected_held = [*range(sink), -1, *range(length - window, length)]
     assert state.held(0) == expected_held
     with pytest.raises(ValueError, match="folded tokens"):
         state.truncate(1)

@@ -179,7 +179,9 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SINK).save_pretrained(folder)
 
 
-def pretrain(recipe: Recipe, data: Path, out: Path, valid: Path | None, resume: bool, save_every: int) -> dict[str, Any]:
+def pretrain(
+    recipe: Recipe, data: Path, out: Path, valid: Path | None, resume: bool, save_every: int
+) -> dict[str, Any]:
     """The whole run; returns the last line of the curve. `out` gets tokens, checkpoint, curve.jsonl and `model/`."""
     files = text_files(data)
     checkpoint, vocabulary = out / "checkpoint.safetensors", out / "tokenizer.json"
@@ -235,7 +237,9 @@ def pretrain(recipe: Recipe, data: Path, out: Path, valid: Path | None, resume: 
 def main(
     data: Annotated[Path, typer.Option(help="Folder of .txt files to learn from.")],
     out: Annotated[Path, typer.Option(help="Folder for tokens, checkpoint, loss curve and the model.")],
-    valid: Annotated[Path | None, typer.Option(help="Folder of .txt files to measure on; else 1 % is held out.")] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="Folder of .txt files to measure on; else 1 % is held out.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Number of batches.", min=1)] = Recipe.steps,
     minutes: Annotated[float, typer.Option(help="Minutes to train instead of a number of steps.", min=0)] = 0.0,
     layers: Annotated[int, typer.Option(min=1)] = Recipe.layers,

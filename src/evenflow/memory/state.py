@@ -308,7 +308,9 @@ class MemoryState:
         self._idle("load_state_dict")
         names = {"positions", "floor"} | {f"layers.{n}.{part}" for n in range(len(self.tracks)) for part in PARTS}
         if not names <= set(state) <= names | {"time"}:
-            raise ValueError(f"state does not fit: missing {sorted(names - set(state))}, unknown {sorted(set(state) - names)}")
+            raise ValueError(
+                f"state does not fit: missing {sorted(names - set(state))}, unknown {sorted(set(state) - names)}"
+            )
         rows, floor = (torch.as_tensor(state[name]).tolist() for name in ("positions", "floor"))
         if len(rows) != self.geometry.batch or len(floor) != len(rows) or min(rows) < 0:
             raise ValueError(f"state has positions {rows}; expected {self.geometry.batch} counts")

@@ -347,7 +347,11 @@ class Step:
             left = torch.cat([left, raw[row, :, new]], 1)
             left_values = torch.cat([left_values, values[row, :, new]], 1)
             fold.fold(
-                kept.head_keys[row, :, sink:], window.values[row, :, memory], kept.folded[row : row + 1], left, left_values
+                kept.head_keys[row, :, sink:],
+                window.values[row, :, memory],
+                kept.folded[row : row + 1],
+                left,
+                left_values,
             )
             kept.folded[row] += left.shape[1]
         kept.head_changed()
