@@ -8,12 +8,11 @@ asked is told through a context variable, so any number of streams and threads s
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from ..memory import Memory, MemoryState, Rope
 from ..memory.rope import Style
 from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, vocabulary_of
-from .rotary import rope_of, rotary_modules, without_scaling
+from .rotary import rope_of, rotary_modules, hold_still
 
 ATTENTION = "evenflow"
 CHECK_PIECES = (5, 1, 3)  # Tokens of the self-check: in pieces, so that state outside of attention is noticed.
@@ -50,15 +49,6 @@ def _attention(
 
 
 AttentionInterface.register(ATTENTION, _attention)  # No mask function by that name: models then make no mask at all.
-
-
-@contextlib.contextmanager
-def _asking(ask: Callable[..., Tensor]) -> Iterator[None]:
-    token = _ask.set(ask)
-    try:
-        yield
-    finally:
-        _ask.reset(token)
 
 
 def twin_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -119,7 +109,8 @@ class Decoder:
         own = OWN_ATTENTION.get(model.config.model_type)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions, self._takes_keep = "position_ids" in accepted, "logits_to_keep" in accepted
-        self._extra = {k: v.to(self.device) for k, v in own.inputs().items()} if own else {}
+        self._inputs = {k: v.to(self.device) for k, v in own.inputs().items()} if own else {}
+        self._zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, vocabulary_of(model), (1, sum(CHECK_PIECES)), generator=generator).to(self.device)
         with torch.no_grad():
@@ -151,7 +142,7 @@ class Decoder:
             if own is not None and own.module in (base.__name__ for base in type(module).__mro__):
                 vars(module)["forward"] = types.MethodType(partial(_with_ask, own.forward), module)
         for rotary in rotary_modules(self.twin):
-            without_scaling(rotary)
+            hold_still(rotary)
 
     def _probe(self, ids: Tensor) -> dict[nn.Module, int]:
         """Run two tokens through the twin and note what each layer asks for."""
@@ -163,8 +154,8 @@ class Decoder:
             asked[module] = Asked.by(module, query, key, value, options)
             return value.new_zeros(*query.shape[:3], value.shape[-1])
 
-        with torch.inference_mode(), _asking(note):
-            self._call(ids)
+        with torch.inference_mode():
+            self._asking(note, ids)
         layers, expected = list(asked.values()), self.twin.config.get_text_config().num_hidden_layers
         if len(layers) != expected:
             raise Unsupported(
@@ -251,19 +242,25 @@ class Decoder:
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             return state.attend(layers[module], query.to(dtype), key.to(dtype), value.to(dtype))
 
-        with torch.inference_mode(), state.step(ids.shape[1], mask=mask), _asking(attend):
-            logits = self._call(ids, last)
+        with torch.inference_mode(), state.step(ids.shape[1], mask=mask):
+            logits = self._asking(attend, ids, last)
             if bool(logits.sum(dtype=torch.float32).isnan()):
                 raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
         return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
 
-    def _call(self, ids: Tensor, last: bool = False) -> Tensor:
-        inputs = dict(self._extra)
+    def _asking(self, ask: Callable[..., Tensor], ids: Tensor, last: bool = False) -> Tensor:
+        """Run the twin on `ids` [B, m], every layer asking `ask`; logits [B, m, V], or [B, 1, V] if `last`."""
+        inputs = dict(self._inputs)
         if self._takes_positions:
-            inputs["position_ids"] = torch.zeros(1, ids.shape[1], dtype=torch.long, device=ids.device)
+            # One zero for all rows and columns; only the length is looked at.
+            inputs["position_ids"] = self._zero.expand(1, ids.shape[1])
         if last and self._takes_keep:
             inputs["logits_to_keep"] = 1
-        logits: Tensor = self.twin(input_ids=ids, use_cache=False, **inputs).logits
+        token = _ask.set(ask)
+        try:
+            logits: Tensor = self.twin(input_ids=ids, use_cache=False, **inputs).logits
+        finally:
+            _ask.reset(token)
         return logits[:, -1:] if last else logits
 
 

@@ -36,12 +36,19 @@ def rope_of(rotary: nn.Module, kind: str | None, length: int, style: Style) -> R
     return Rope(inv_freq=tuple(frequencies.double().tolist()), style=style, scale=float(scale))
 
 
-def without_scaling(rotary: nn.Module) -> None:
-    """Set the factor on cosine and sine to one, so that queries and keys at position 0 come out as they went in.
+def hold_still(rotary: nn.Module) -> None:
+    """Make `rotary` answer every position as position 0 is answered: cosine one, sine zero.
 
-    The factor (yarn, longrope) then belongs to the `Rope` alone, which keeps partial rotary right: channels that do
-    not rotate are not scaled either.
+    Queries and keys then come out as they went in. A factor on cosine and sine (yarn, longrope) belongs to the `Rope`
+    alone, which keeps partial rotary right: channels that do not rotate are not scaled either.
     """
-    for name in vars(rotary):
-        if name.endswith("attention_scaling"):
-            setattr(rotary, name, 1.0)
+    forward, known = rotary.forward, {}
+
+    def still(x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
+        key = x.dtype, layer_type
+        if key not in known:
+            cos, sin = forward(x, position_ids[:, :1], **({} if layer_type is None else {"layer_type": layer_type}))
+            known[key] = torch.ones_like(cos), torch.zeros_like(sin)
+        return known[key]
+
+    vars(rotary)["forward"] = still
