@@ -175,7 +175,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
-    half.to(torch.bfloat16).save_pretrained(folder)
+    half.bfloat16().save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SINK).save_pretrained(folder)
 
 
@@ -208,7 +208,8 @@ def pretrain(
     line: dict[str, Any] = {}
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, (out / "curve.jsonl").open("a") as curve:
-        bar = progress.add_task("starting", total=1.0, completed=trainer.done)
+        bar = progress.add_task("starting", total=1.0)
+        progress.update(bar, completed=trainer.done)
         smooth = math.nan
         while trainer.done < 1.0:
             before = trainer.seconds

@@ -20,6 +20,8 @@ from .verbs import Admit, Evict, Fold, Place, Recall
 if TYPE_CHECKING:
     from .state import MemoryState
 
+DEFAULT_ROPE = Rope()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -72,10 +74,10 @@ class Memory:
         return {verb: type(getattr(self, verb)).__name__ for verb in ("admit", "evict", "fold", "recall", "place")}
 
     def build(self, **geometry: Any) -> MemoryState:
-        """An empty memory for one model and one stream (or a batch of them); see `Geometry` for the arguments."""
+        """An empty memory for one model and one stream (or a batch of them); see `Geometry.of` for the arguments."""
         from .state import MemoryState
 
-        return MemoryState(self, Geometry(**geometry))
+        return MemoryState(self, Geometry.of(**geometry))
 
 
 def per_layer(value: Any, layers: int, name: str) -> tuple[Any, ...]:
@@ -101,42 +103,64 @@ class Geometry:
 
     layers: int
     heads: int
+    kv_heads: int
     head_dim: int
-    kv_heads: int | None = None
-    value_dim: int | None = None
-    rope: Rope | Sequence[Rope | None] | None = field(default_factory=Rope)
-    alibi: Tensor | None = None
-    reach: int | Sequence[int | None] | None = None
-    scale: float | Sequence[float] | None = None
-    softcap: float | None = None
-    sink_logits: Tensor | None = None
-    batch: int = 1
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str = "cpu"
+    value_dim: int
+    rope: tuple[Rope | None, ...]
+    alibi: Tensor | None
+    reach: tuple[int | None, ...]
+    scale: tuple[float, ...]
+    softcap: float | None
+    sink_logits: Tensor | None
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
 
-    def __post_init__(self) -> None:
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
-        set_("kv_heads", self.kv_heads or self.heads)
-        set_("value_dim", self.value_dim or self.head_dim)
-        set_("device", torch.device(self.device))
-        for name in ("layers", "heads", "kv_heads", "head_dim", "value_dim", "batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key heads evenly")
-        if not self.dtype.is_floating_point:
-            raise ValueError(f"dtype is {self.dtype}; keys and values must be floating point")
-        set_("rope", per_layer(self.rope, self.layers, "rope"))
-        set_("reach", per_layer(self.reach, self.layers, "reach"))
-        scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        set_("scale", per_layer(scale, self.layers, "scale"))
-        for reach in self.reach:
-            if reach is not None and reach < 1:
-                raise ValueError(f"reach is {reach}; a query sees at least itself, so it must be 1 or more")
-        if self.alibi is not None and tuple(self.alibi.shape) != (self.heads,):
-            raise ValueError(f"alibi has shape {tuple(self.alibi.shape)}; expected one slope per head, ({self.heads},)")
-        if self.sink_logits is not None and tuple(self.sink_logits.shape) != (self.layers, self.heads):
-            raise ValueError(
-                f"sink_logits has shape {tuple(self.sink_logits.shape)}; expected ({self.layers}, {self.heads})"
-            )
+    @classmethod
+    def of(
+        cls,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        kv_heads: int | None = None,
+        value_dim: int | None = None,
+        rope: Rope | Sequence[Rope | None] | None = DEFAULT_ROPE,
+        alibi: Tensor | None = None,
+        reach: int | Sequence[int | None] | None = None,
+        scale: float | Sequence[float] | None = None,
+        softcap: float | None = None,
+        sink_logits: Tensor | None = None,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Geometry:
+        """A geometry from what is known, the rest by its defaults. Raises ValueError when it makes no sense."""
+        sizes = {"layers": layers, "heads": heads, "head_dim": head_dim, "batch": batch}
+        sizes |= {"kv_heads": kv_heads or heads, "value_dim": value_dim or head_dim}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; it must be a whole number, 1 or more")
+        if heads % sizes["kv_heads"]:
+            raise ValueError(f"{heads} query heads cannot share {sizes['kv_heads']} key heads evenly")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype}; keys and values must be floating point")
+        reaches = per_layer(reach, layers, "reach")
+        for tokens in reaches:
+            if tokens is not None and tokens < 1:
+                raise ValueError(f"reach is {tokens}; a query sees at least itself, so it must be 1 or more")
+        if alibi is not None and tuple(alibi.shape) != (heads,):
+            raise ValueError(f"alibi has shape {tuple(alibi.shape)}; expected one slope per head, ({heads},)")
+        if sink_logits is not None and tuple(sink_logits.shape) != (layers, heads):
+            raise ValueError(f"sink_logits has shape {tuple(sink_logits.shape)}; expected ({layers}, {heads})")
+        return cls(
+            **sizes,
+            rope=per_layer(rope, layers, "rope"),
+            alibi=alibi,
+            reach=reaches,
+            scale=per_layer(head_dim**-0.5 if scale is None else scale, layers, "scale"),
+            softcap=softcap,
+            sink_logits=sink_logits,
+            dtype=dtype,
+            device=torch.device(device),
+        )

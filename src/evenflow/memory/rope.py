@@ -129,8 +129,7 @@ class Rotary:
             block, offset, length = block + 1, 0, length - take
         if len(pieces) == 1:
             return pieces[0]
-        cos, sin = zip(*pieces, strict=True)
-        return torch.cat(cos), torch.cat(sin)
+        return torch.cat([cos for cos, _ in pieces]), torch.cat([sin for _, sin in pieces])
 
     def _block(self, block: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of one block of positions; the last few blocks are kept, as streams move on slowly."""

@@ -175,7 +175,7 @@ class Step:
             rows = torch.arange(len(k), device=k.device)
             self.before[layer] = window.keys[rows, :, slot].clone(), window.values[rows, :, slot].clone()
         turned = k
-        if rotary is not None:
+        if rotary is not None and plan.turn is not None:
             q, turned = rotary.rotate(q, *plan.turn), rotary.rotate(k, *plan.turn)
         if isinstance(slot, int):
             window.keys.select(2, slot).copy_(turned.select(2, 0))
@@ -186,7 +186,7 @@ class Step:
             window.values[rows, :, slot] = v[:, :, 0]
         if kept.head_at != plan.lag and state.head > state.null:
             slots = slice(state.null, state.head)
-            if rotary is None:
+            if rotary is None or plan.head_turn is None:
                 window.keys[:, :, slots] = kept.head_keys
             else:
                 kept.turn_head(rotary, *plan.head_turn, slots)
@@ -194,7 +194,9 @@ class Step:
         keys, values = window.keys[:, :, plan.start : plan.stop], window.values[:, :, plan.start : plan.stop]
         bias = plan.bias
         if state.null_logits is not None:
-            bias = _with_null_logits(state, layer, q.new_zeros(1, 1, 1, plan.stop) if bias is None else bias)
+            bias = _with_null_logits(
+                state.null_logits[layer], q.new_zeros(1, 1, 1, plan.stop) if bias is None else bias
+            )
         bias = _recalled(state, q, keys, bias)
         return softmax_attention(q, keys, values, bias, state.geometry.scale[layer], state.geometry.softcap)
 
@@ -217,10 +219,9 @@ class Step:
         state, window, g = self.state, kept.window, self.state.geometry
         self._store_sinks(plan, kept, k, v)
         raw = k
-        if track.rotary is not None:
+        turned = q
+        if track.rotary is not None and plan.turn is not None:
             turned, k = track.rotary.rotate(q, *plan.turn), track.rotary.rotate(k, *plan.turn)
-        else:
-            turned = q
         self.fresh[layer] = (raw, k, v)
         extra_q, extra_k = _head_channels(state, layer, plan, track, kept, q)
         extra, null, head, used = extra_q.shape[-1], state.null, state.head, plan.used
@@ -251,9 +252,9 @@ class Step:
             piece = query[:, :, part.first : part.last]
             bias = part.bias
             if state.null_logits is not None and g.softcap is not None:
-                bias = _with_null_logits(state, layer, bias)
-            bias = _recalled(state, piece, seen_keys, bias)
-            result = softmax_attention(piece, seen_keys, seen_values, bias, g.scale[layer], g.softcap)
+                bias = _with_null_logits(state.null_logits[layer], bias)
+            seen = _recalled(state, piece, seen_keys, bias)
+            result = softmax_attention(piece, seen_keys, seen_values, seen, g.scale[layer], g.softcap)
             out[:, :, part.first : part.last] = result[..., : g.value_dim]
         return out
 
@@ -309,20 +310,20 @@ class Step:
             end = self.rows[0] + self.m
             at = max(self.rows[0], sink, end - window.slots)
             while at < end:
-                slot = int(window.slot(torch.tensor(at)))
-                run = min(end - at, state.head + window.slots - slot)
-                column = at - self.rows[0]
-                window.keys[:, :, slot : slot + run] = keys[:, :, column : column + run]
-                window.values[:, :, slot : slot + run] = values[:, :, column : column + run]
+                start = int(window.slot(torch.tensor(at)))
+                run = min(end - at, state.head + window.slots - start)
+                first = at - self.rows[0]
+                window.keys[:, :, start : start + run] = keys[:, :, first : first + run]
+                window.values[:, :, start : start + run] = values[:, :, first : first + run]
                 at += run
             return
         index = plan.index.expand(len(keys), -1)
         counted = torch.ones_like(index, dtype=torch.bool) if self.counted is None else self.counted
         total = index[:, :1] + counted.sum(1, keepdim=True)
         row, column = (counted & (index >= sink) & (index >= total - window.slots)).nonzero(as_tuple=True)
-        slot = window.slot(index[row, column])
-        window.keys[row, :, slot] = keys[row, :, column]
-        window.values[row, :, slot] = values[row, :, column]
+        slots = window.slot(index[row, column])
+        window.keys[row, :, slots] = keys[row, :, column]
+        window.values[row, :, slots] = values[row, :, column]
 
     def _fold(self, kept: Held, track: Track, plan: Single | Block, raw: Tensor, values: Tensor) -> None:
         """Give the fold, row by row and oldest first, the tokens that no later query will find in the window."""
@@ -357,10 +358,10 @@ class Step:
         kept.head_changed()
 
 
-def _with_null_logits(state: MemoryState, layer: int, bias: Tensor) -> Tensor:
+def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
     """`bias` [R, 1 or H_q, c, n] with the null key's logit of every head in the first column."""
-    bias = bias.expand(-1, state.geometry.heads, -1, -1).clone()
-    bias[..., 0] = state.null_logits[layer, :, None]
+    bias = bias.expand(-1, len(logits), -1, -1).clone()
+    bias[..., 0] = logits[:, None]
     return bias
 
 
@@ -409,8 +410,8 @@ def _single(state: MemoryState, track: Track, kept: Held, rows: list[int], unifo
         sinks = rows[0] if rows[0] < sink else -1
         slot = null + sinks if sinks >= 0 else int(window.slot(position))
         return Single(slot, sinks, start, stop, lags, turn, head_turn, bias)
-    slot = torch.where(position < sink, null + position, window.slot(position.clamp_min(sink)))
-    return Single(slot, torch.where(position < sink, position, -1), start, stop, lags, turn, head_turn, bias)
+    slot_of = torch.where(position < sink, null + position, window.slot(position.clamp_min(sink)))
+    return Single(slot_of, torch.where(position < sink, position, -1), start, stop, lags, turn, head_turn, bias)
 
 
 def _block(state: MemoryState, track: Track, kept: Held, step: Step) -> Block:
@@ -517,7 +518,7 @@ def _head_channels(
             queries.append((scores - queries[-1]).to(q.dtype))
             keys.append(one)
 
-    if track.rotary is not None and head > null:
+    if track.rotary is not None and plan.query_turn is not None and plan.head_turn is not None:
         turned = track.rotary.rotate(q, *plan.query_turn)
         head_keys = track.rotary.rotate(kept.head_keys, *plan.head_turn)
         if 2 * (head - null) <= g.head_dim:
