@@ -30,14 +30,15 @@ def open(
     memory: str | Memory = DEFAULT,
     *,
     tokenizer: Any = None,
-    batch: int = 1,
+    batch: int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Stream:
     """Open an endless stream through a language model: flat memory, flat cost per token.
 
     model: a `transformers` decoder, the path of a model folder, a hub name, or "tiny", the shipped model. memory: a
     spec such as "streaming-llm(sink=4, window=1020)" or a `Memory`. tokenizer: lets prompts be text; found by itself
-    for a path. batch: number of independent rows. dtype: of the weights of a model that is loaded here.
+    for a path. batch: number of independent rows, by default as many as the first feed brings. dtype: of the weights
+    of a model that is loaded here.
 
     Raises ValueError for a wrong spec (naming the nearest right one) and for a model that cannot be streamed (saying
     why), TypeError for what is no model, FileNotFoundError for a folder that is not there.

@@ -460,3 +460,19 @@ def test_memory_is_a_spec_or_a_memory():
     with pytest.raises(TypeError, match="expected a spec"):
         opened(12)
     assert opened(Memory(window=5)).memory.window == 5
+
+
+def test_a_stream_opened_without_a_batch_takes_the_rows_of_its_first_feed():
+    ids = zoo.tokens(20, 3)
+    stream, fixed = opened(), opened(batch=3)
+    near(stream.feed(ids), fixed.feed(ids), 0)
+    assert stream.batch == 3
+    with pytest.raises(ValueError, match=r"3 row\(s\)"):
+        stream.feed(ids[0])
+    with pytest.raises(ValueError, match="1 row"):
+        opened(batch=1).feed(ids)
+    fresh = opened()
+    with pytest.raises(ValueError, match="out of range"):
+        fresh.feed([[1, 2], [3, 10**6]])
+    assert fresh.batch == 1
+    assert len(next(fresh.generate([[1, 2, 3], [4, 5]], max_tokens=1))) == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +37,13 @@ class Stream:
     raises. One stream belongs to one thread at a time; any number of streams, in any threads, share a model.
     """
 
-    def __init__(self, model: PreTrainedModel, memory: Memory, engine: Engine, tokenizer: Any, batch: int) -> None:
-        self.model, self.memory, self.tokenizer, self.batch = model, memory, tokenizer, batch
-        self._engine = engine
+    def __init__(
+        self, model: PreTrainedModel, memory: Memory, make: Callable[[int], Engine], tokenizer: Any, batch: int | None
+    ) -> None:
+        self.model, self.memory, self.tokenizer = model, memory, tokenizer
+        self.batch = 1 if batch is None else batch
+        self._engine = make(self.batch)
+        self._make = make if batch is None else None  # makes an engine for as many rows as the first feed brings
         self._vocabulary = vocabulary_of(model)
         self._last: Tensor | None = None  # logits [B, V] after the last token of each row
 
@@ -155,7 +161,7 @@ class Stream:
             raise TypeError(f"ids are {tensor.dtype}; expected whole numbers")
         if tensor.ndim == 1:
             tensor = tensor[None]
-        if tensor.ndim != 2 or tensor.shape[0] != self.batch:
+        if tensor.ndim != 2 or not self._takes(tensor.shape[0]):
             raise ValueError(
                 f"ids have shape {tuple(tensor.shape)}; this stream has {self.batch} row(s), so expected "
                 + ("[T] or [1, T]" if self.batch == 1 else f"[{self.batch}, T]")
@@ -173,7 +179,13 @@ class Stream:
         if low < 0 or high >= self._vocabulary:
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is out of range; the model has ids 0 to {self._vocabulary - 1}")
+        if tensor.shape[0] != self.batch and self._make is not None:
+            self.batch, self._engine = tensor.shape[0], self._make(tensor.shape[0])
         return tensor, mask
+
+    def _takes(self, rows: int) -> bool:
+        """Whether a feed of `rows` rows fits; a stream opened without a batch takes any number at its start."""
+        return rows == self.batch or (self._make is not None and not bool(self.positions.any()))
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -285,14 +297,19 @@ class Stream:
             return self._ragged(prompt)
         if self.tokenizer is None:
             raise ValueError("this stream has no tokenizer, so a prompt has to be token ids")
-        if len(texts) != self.batch:
+        if not self._takes(len(texts)):
             raise ValueError(f"{len(texts)} prompt(s) for {self.batch} row(s); give one text per row")
         fresh = not bool(self.positions.any())
         return self._ragged([self.tokenizer.encode(text, add_special_tokens=fresh) for text in texts])
 
     def _ragged(self, rows: Any) -> tuple[Tensor, Tensor | None]:
         """Rows of different length, padded on the left."""
-        nested = isinstance(rows, Sequence) and len(rows) == self.batch and all(isinstance(r, Sequence) for r in rows)
+        nested = (
+            isinstance(rows, Sequence)
+            and len(rows) > 0
+            and self._takes(len(rows))
+            and all(isinstance(r, Sequence) for r in rows)
+        )
         if not nested or len({len(row) for row in rows}) == 1:
             return self._checked(rows)
         width = max(len(row) for row in rows)
@@ -305,7 +322,8 @@ class Stream:
 
     def fork(self) -> Stream:
         """An independent copy of the stream over the same model; memory is copied, weights are shared."""
-        twin = Stream(self.model, self.memory, self._engine.fork(), self.tokenizer, self.batch)
+        twin = copy.copy(self)
+        twin._engine = self._engine.fork()
         twin._last = None if self._last is None else self._last.clone()
         return twin
 
@@ -346,14 +364,14 @@ def open_stream(
     memory: Memory,
     *,
     tokenizer: Any = None,
-    batch: int = 1,
+    batch: int | None = None,
     dtype: torch.dtype | str | None = None,
     length: int | None = None,
 ) -> Stream:
     """Open an endless stream (or `batch` of them) through a transformers decoder.
 
     model: an instance (it is not changed, and goes on working as before), the path of a model folder, a hub name, or
-    "tiny", the shipped one. memory: what to keep. tokenizer: lets prompts be text; found by itself for a path. dtype:
+    "tiny", the shipped one. memory: what to keep. batch: number of rows; by default as many as the first feed brings. tokenizer: lets prompts be text; found by itself for a path. dtype:
     of the weights of a model that is loaded here. length: how long the stream may become, where memory has no bound
     and the model's rotary scaling depends on it (dynamic, longrope); by default all positions the model knows.
 
@@ -363,17 +381,20 @@ def open_stream(
     """
     if not isinstance(memory, Memory):
         raise TypeError(f"memory is a {type(memory).__name__}; expected a Memory, as `recipe` makes it")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it must be a whole number of rows, 1 or more")
     model, tokenizer = load(model, tokenizer, dtype)
-    engine: Engine
+    make: Callable[[int], Engine]
     if memory.recompute:
         check_generates(model)
-        engine = Recomputing(twin_of(model), memory, batch)
+        make = partial(Recomputing, twin_of(model), memory)
     else:
         decoder = decoder_of(model)
-        engine = Attending(decoder, decoder.build(memory, batch, length=length))
-    return Stream(model, memory, engine, tokenizer, batch)
+
+        def make(rows: int) -> Engine:
+            return Attending(decoder, decoder.build(memory, rows, length=length))
+
+    return Stream(model, memory, make, tokenizer, batch)
 
 
 def resume_stream(
