@@ -240,8 +240,9 @@ def test_a_memory_of_ones_own_is_named_on_resume(tmp_path):
     with pytest.raises(ValueError, match="no recipe 'mine'"):
         ef.resume(model, tmp_path / "a")
     assert torch.equal(ef.resume(model, tmp_path / "a", memory=memory).feed(ids), stream.feed(ids))
-    with pytest.raises(StateError, match="written with memory mine"):
-        ef.resume(model, tmp_path / "a", memory="full")
+    for other in ("full", Memory(sink=2, window=7, null="zero", name="mine", params={"sink": 2, "window": 7})):
+        with pytest.raises(StateError, match="written with memory mine"):
+            ef.resume(model, tmp_path / "a", memory=other)
 
 
 def test_a_state_is_refused_by_another_model_and_when_it_is_damaged(tmp_path):
@@ -262,7 +263,8 @@ def test_a_state_is_refused_by_another_model_and_when_it_is_damaged(tmp_path):
     tensors, meta = read_state(path)
     for change, reason in [
         ({"format": 99}, "not a saved stream"), ({"batch": 2}, "does not fit"),
-        ({"memory": "streaming-llm(sink=4, window=8)"}, "does not fit"),
+        ({"memory": "streaming-llm(sink=4, window=8)"}, "was written with memory"),
+        ({"memory": "streaming-llm(sink=4, window=8)", "parts": {**meta["parts"], "sink": 4}}, "does not fit"),
     ]:  # fmt: skip
         write_state(tmp_path / "b", tensors, {**meta, **change})
         with pytest.raises(StateError, match=reason):

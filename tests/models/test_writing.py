@@ -238,7 +238,6 @@ BAD = {
     "top_k": ({"top_k": 0}, "top_k is 0"),
     "max_tokens": ({"max_tokens": -3}, "max_tokens is -3"),
     "stop without tokenizer": ({"stop": "a"}, "needs a stream with a tokenizer"),
-    "no prompt": ({"prompt": None}, "nothing to go on from"),
     "text without tokenizer": ({"prompt": "hello"}, "has no tokenizer"),
     "empty": ({"prompt": []}, "no ids"),
     "out of range": ({"prompt": [99]}, "out of range"),
@@ -265,6 +264,20 @@ def test_a_batch_needs_one_prompt_per_row_and_none_empty():
         stream.generate()
     with pytest.raises(ValueError, match="nothing to go on from"):
         _ = opened().last_logits
+
+
+def test_a_fresh_stream_starts_with_the_start_token():
+    assert list(opened().generate(max_tokens=9)) == list(opened().generate([1], max_tokens=9))
+    assert torch.stack(list(opened(batch=2).generate(max_tokens=9)))[:, 1].tolist() == list(
+        opened().generate([1], max_tokens=9)
+    )
+    model = zoo.fresh("llama")
+    model.generation_config.bos_token_id = None
+    assert list(ef.open(model, SPEC, tokenizer=tokenizer()).generate(max_tokens=9)) == list(
+        opened().generate([1], max_tokens=9)
+    )
+    with pytest.raises(ValueError, match="nothing to go on from"):
+        ef.open(model, SPEC).generate()
 
 
 # -- model.generate(custom_generate=ef.generate) ---------------------------------------------------------------------

@@ -27,7 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from ..memory import Memory, MemoryState, Rope
 from ..memory.rope import Style
 from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, vocabulary_of
-from .rotary import rope_of, rotary_modules, hold_still
+from .rotary import hold, rope_of, rotary_modules, style_of
 
 ATTENTION = "evenflow"
 CHECK_PIECES = (5, 1, 3)  # Tokens of the self-check: in pieces, so that state outside of attention is noticed.
@@ -68,27 +68,33 @@ class Asked:
     kv_heads: int
     head_dim: int
     value_dim: int
+    dtype: torch.dtype
     scale: float
     reach: int | None
     softcap: float | None
     sinks: Tensor | None
     kind: str | None  # the layer's type, for models that treat types of layers differently
     causal: bool
+    query: Tensor  # as it arrived, [B, H, m, D]
 
     @classmethod
-    def by(cls, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Asked:
+    def by(
+        cls, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kind: str | None, options: dict[str, Any]
+    ) -> Asked:
         scale, is_causal = options.get("scaling"), options.get("is_causal")
         return cls(
             heads=query.shape[1],
             kv_heads=key.shape[1],
             head_dim=query.shape[-1],
             value_dim=value.shape[-1],
+            dtype=value.dtype,
             scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
             reach=options.get("sliding_window"),
             softcap=options.get("softcap"),
             sinks=options.get("s_aux"),
-            kind=getattr(module, "layer_type", None),
+            kind=kind,
             causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+            query=query,
         )
 
 
@@ -104,7 +110,7 @@ class Decoder:
         self.name = type(model).__name__
         self.weights = _identity(model)
         self.twin = twin_of(model)
-        self.dtype, self.device = model.dtype, model.device
+        self.device = model.device
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         own = OWN_ATTENTION.get(model.config.model_type)
         accepted = inspect.signature(model.forward).parameters
@@ -119,9 +125,14 @@ class Decoder:
             raise ValueError(f"{self.name} gives logits that are not numbers: {_not_numbers(model)}")
         self.alibi = own.slopes(self.twin) if own else None
         self._rotaries = {} if self.alibi is not None else self._read_rotaries()
-        self._lead(own)
-        self.layers = self._probe(ids[:, :2])
-        self.style = self._checked_style(ids, expected, max(TOLERANCE[self.dtype], own.rounding if own else 0.0))
+        try:
+            self._lead(own)
+            self.layers = self._probe(ids[:, :2], own)
+            self._check(ids, expected, max(TOLERANCE.get(expected.dtype, 0.1), own.rounding if own else 0.0))
+        except Unsupported:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise Unsupported(f"{self.name} cannot be run through a memory: {error}") from error
 
     # -- preparing the twin --------------------------------------------------------------------------------------
 
@@ -141,21 +152,30 @@ class Decoder:
                 config._attn_implementation = ATTENTION
             if own is not None and own.module in (base.__name__ for base in type(module).__mro__):
                 vars(module)["forward"] = types.MethodType(partial(_with_ask, own.forward), module)
-        for rotary in rotary_modules(self.twin):
-            hold_still(rotary)
 
-    def _probe(self, ids: Tensor) -> dict[nn.Module, int]:
-        """Run two tokens through the twin and note what each layer asks for."""
+    def _ask_layers(self, ids: Tensor, cosine: float, sine: float) -> dict[nn.Module, Asked]:
+        """Run the twin and note what each layer asks for; attention gives zeros, so layers do not see each other."""
         asked: dict[nn.Module, Asked] = {}
+        config = self.twin.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
 
         def note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             if module in asked:
                 raise Unsupported(f"{self.name} runs one attention module several times per token; once is possible")
-            asked[module] = Asked.by(module, query, key, value, options)
+            kind = kinds[len(asked)] if kinds and len(asked) < len(kinds) else None
+            asked[module] = Asked.by(module, query, key, value, kind, options)
             return value.new_zeros(*query.shape[:3], value.shape[-1])
 
+        for rotary in rotary_modules(self.twin):
+            hold(rotary, cosine, sine)
         with torch.inference_mode():
             self._asking(note, ids)
+        return asked
+
+    def _probe(self, ids: Tensor, own: OwnAttention | None) -> dict[nn.Module, int]:
+        """Find out what layers ask for and how they rotate, and leave the twin asking with raw queries and keys."""
+        turned = self._ask_layers(ids, 0, 1)
+        asked = self._ask_layers(ids, 1, 0)
         layers, expected = list(asked.values()), self.twin.config.get_text_config().num_hidden_layers
         if len(layers) != expected:
             raise Unsupported(
@@ -164,58 +184,61 @@ class Decoder:
             )
         if not all(layer.causal for layer in layers):
             raise Unsupported(f"{self.name} attends in both directions; only causal models stream")
-        shapes = {(layer.heads, layer.kv_heads, layer.head_dim, layer.value_dim) for layer in layers}
+        shapes = {(n.heads, n.kv_heads, n.head_dim, n.value_dim, str(n.dtype)) for n in layers}
         if len(shapes) > 1:
-            raise Unsupported(f"{self.name} has layers of different shapes {sorted(shapes)}; a memory has one")
+            raise Unsupported(
+                f"{self.name} has layers of different shapes {sorted(shapes)} (query heads, key heads, key channels, "
+                "value channels, dtype); a memory has one"
+            )
         if self.alibi is None and not self._rotaries:
             raise Unsupported(
                 f"{self.name} has neither rotary frequencies nor ALiBi slopes: how it places tokens is unknown"
             )
         self.asked = layers
-        self._paths = [path for module in asked for path, m in self.twin.named_modules() if m is module]
-        return {module: layer for layer, module in enumerate(asked)}
-
-    def _ropes(self, length: int, style: Style) -> list[Rope | None]:
-        """One `Rope` per layer: from the nearest rotary module above the layer in the module tree."""
-        if self.alibi is not None:
-            return [None] * len(self.asked)
-        made: dict[tuple[str, str | None], Rope] = {}
-        ropes: list[Rope | None] = []
-        for path, layer in zip(self._paths, self.asked, strict=True):
-            near = [owner for owner in self._rotaries if not owner or f"{path}.".startswith(f"{owner}.")]
+        paths = {module: path for path, module in self.twin.named_modules()}
+        self._turns: list[tuple[str, Style] | None] = []  # the rotary module and the pairing of each layer
+        for module, layer in asked.items():
+            near = [owner for owner in self._rotaries if not owner or f"{paths[module]}.".startswith(f"{owner}.")]
             if not near:
-                raise Unsupported(f"{self.name}: no rotary module belongs to {path}")
-            key = (max(near, key=len), layer.kind)
-            if key not in made:
-                made[key] = rope_of(self._rotaries[key[0]], layer.kind, length, style)
-            ropes.append(made[key])
+                self._turns.append(None)
+                continue
+            owner = max(near, key=len)
+            # Where our own forward stands in for the class's, it leaves the rotation out; those classes turn halves.
+            style = "half" if own else style_of(layer.query, turned[module].query, self._pairs(owner, layer))
+            self._turns.append(None if style is None else (owner, style))
+        return {module: number for number, module in enumerate(asked)}
+
+    def _pairs(self, owner: str, layer: Asked) -> int:
+        return len(rope_of(self._rotaries[owner], layer.kind, 1, "half").inv_freq or ())
+
+    def _ropes(self, length: int) -> list[Rope | None]:
+        """One `Rope` per layer, None where a layer does not rotate."""
+        made: dict[object, Rope] = {}
+        ropes: list[Rope | None] = []
+        for turn, layer in zip(self._turns, self.asked, strict=True):
+            key = turn, layer.kind
+            if turn is not None and key not in made:
+                made[key] = rope_of(self._rotaries[turn[0]], layer.kind, length, turn[1])
+            ropes.append(made.get(key))
         return ropes
 
-    def _checked_style(self, ids: Tensor, expected: Tensor, allowed: float) -> Style:
-        """The way channels pair up (no configuration says it) that gives the model's own logits, if one does."""
-        styles: tuple[Style, ...] = ("half",) if self.alibi is not None else ("half", "interleaved")
-        errors = {style: self._error(ids, expected, style) for style in styles}
-        best = min(errors, key=lambda style: errors[style])
-        if not errors[best] <= allowed:
-            raise Unsupported(
-                f"{self.name} read through a memory gives other logits than on its own: they differ by "
-                f"{errors[best]:.2g} standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in "
-                "a way that is not known here"
-            )
-        return best
-
-    def _error(self, ids: Tensor, expected: Tensor, style: Style) -> float:
-        state = self.build(Memory(), length=ids.shape[1], style=style)
+    def _check(self, ids: Tensor, expected: Tensor, allowed: float) -> None:
+        """Read a few tokens through a memory that keeps all, in pieces, and compare with the model's own logits."""
+        state = self.build(Memory(), length=ids.shape[1])
         got = torch.cat([self.read(state, piece) for piece in torch.split(ids, list(CHECK_PIECES), dim=1)], 1)
         expected = expected.double()
         gap = (got.double() - expected).square().mean().sqrt()
-        return float(gap / (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12))
+        error = float(gap / (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12))
+        if not error <= allowed:
+            raise Unsupported(
+                f"{self.name} read through a memory gives other logits than on its own: they differ by {error:.2g} "
+                f"standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in a way that is "
+                "not known here"
+            )
 
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def build(
-        self, memory: Memory, batch: int = 1, *, length: int | None = None, style: Style | None = None
-    ) -> MemoryState:
+    def build(self, memory: Memory, batch: int = 1, *, length: int | None = None) -> MemoryState:
         """An empty memory for `batch` streams through this model.
 
         length: number of positions that length-dependent rotary scaling (dynamic, longrope) is made for; by default
@@ -226,7 +249,7 @@ class Decoder:
         sinks = [layer.sinks for layer in layers if layer.sinks is not None]
         return memory.build(
             layers=len(layers), heads=first.heads, kv_heads=first.kv_heads, head_dim=first.head_dim,
-            value_dim=first.value_dim, rope=self._ropes(positions, style or self.style), batch=batch, dtype=self.dtype,
+            value_dim=first.value_dim, rope=self._ropes(positions), batch=batch, dtype=first.dtype,
             device=self.device, alibi=self.alibi, reach=[layer.reach for layer in layers],
             scale=[layer.scale for layer in layers], softcap=first.softcap,
             sink_logits=torch.stack(sinks) if sinks else None,
@@ -237,7 +260,7 @@ class Decoder:
 
         mask: bool [B, m], False for padding. On any error the memory is as it was before.
         """
-        layers, dtype = self.layers, self.dtype
+        layers, dtype = self.layers, self.asked[0].dtype
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             return state.attend(layers[module], query.to(dtype), key.to(dtype), value.to(dtype))

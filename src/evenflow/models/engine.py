@@ -95,11 +95,12 @@ class Recomputing:
         after = self.fork()
         logits: Tensor | None = None
         windows: list[tuple[int, int, list[int]]] = []
+        values = ids.tolist()
         for row, held in enumerate(after.rows):
             columns = range(ids.shape[1]) if mask is None else mask[row].nonzero()[:, 0].tolist()
             uncut = []
             for column in columns:
-                held.append(int(ids[row, column]))
+                held.append(values[row][column])
                 after.counts[row] += 1
                 if after.counts[row] <= self.span:
                     uncut.append(column)
@@ -110,7 +111,7 @@ class Recomputing:
                     windows.append((row, column, list(held)))
             if uncut:
                 # As long as nothing has been cut away, one causal pass says the same as one pass per token.
-                known = self.rows[row] + ids[row, uncut].tolist()
+                known = self.rows[row] + [values[row][column] for column in uncut]
                 dense = self._model(torch.tensor([known]))[0, -len(uncut) :]
                 logits = dense.new_zeros(*ids.shape, dense.shape[-1]) if logits is None else logits
                 logits[row, uncut] = dense

@@ -42,6 +42,7 @@ class Stream:
     ) -> None:
         self.model, self.memory, self.tokenizer = model, memory, tokenizer
         self.batch = 1 if batch is None else batch
+        self.notes: dict[str, Any] = {}
         self._engine = make(self.batch)
         self._make = make if batch is None else None  # makes an engine for as many rows as the first feed brings
         self._vocabulary = vocabulary_of(model)
@@ -205,7 +206,8 @@ class Stream:
         """Write on, token by token: an int each time, or int64 [B] for a batch, −1 in rows that have ended.
 
         prompt: what to read first: text (needs a tokenizer; special tokens are added at position 0 only), a list of
-        texts or ids for a batch, ids, or None to go on from where the stream is. max_tokens: None writes for ever.
+        texts or ids for a batch, ids, or None to go on from where the stream is (a fresh one starts with the model's
+        start-of-text token). max_tokens: None writes for ever.
         temperature: 0 takes the most likely token; above, sampling, with top_k and top_p as in transformers. seed:
         draws depend on seed, row and position alone, so a fork or a resumed stream writes the same; None follows
         torch.manual_seed. stop: strings that end a row once its text holds one (the token that completes it is still
@@ -227,7 +229,7 @@ class Stream:
             raise ValueError("stop takes non-empty strings, and needs a stream with a tokenizer to see the text")
         fed = None if prompt is None else self._encoded(prompt)
         if fed is None and (self._last is None or not bool((self.positions > 0).all())):
-            raise ValueError("there is nothing to go on from: give a prompt, or feed every row something first")
+            fed = self._start()
         return self._written(fed, max_tokens, chooser, ends, stops)
 
     def _written(
@@ -291,6 +293,15 @@ class Stream:
             eos = own
         return {eos} if isinstance(eos, int) else set(eos)
 
+    def _start(self) -> tuple[Tensor, None]:
+        """The model's start-of-text token, for a stream that has read nothing at all."""
+        start = getattr(self.model.generation_config, "bos_token_id", None)
+        if start is None:
+            start = getattr(self.tokenizer, "bos_token_id", None)
+        if start is None or bool(self.positions.any()):
+            raise ValueError("there is nothing to go on from: give a prompt, or feed every row something first")
+        return torch.full((self.batch, 1), start, device=self.model.device), None
+
     def _encoded(self, prompt: str | Sequence[str] | Ids) -> tuple[Tensor, Tensor | None]:
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not (isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts)):
@@ -323,7 +334,7 @@ class Stream:
     def fork(self) -> Stream:
         """An independent copy of the stream over the same model; memory is copied, weights are shared."""
         twin = copy.copy(self)
-        twin._engine = self._engine.fork()
+        twin._engine, twin.notes = self._engine.fork(), copy.deepcopy(self.notes)
         twin._last = None if self._last is None else self._last.clone()
         return twin
 
@@ -342,7 +353,10 @@ class Stream:
         self._last = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the stream to one file, atomically and with a checksum; `resume_stream` goes on bit for bit."""
+        """Write the stream to one file, atomically and with a checksum; `resume_stream` goes on bit for bit.
+
+        `notes`, a dict of what JSON can hold that belongs to whoever uses the stream, is kept with it.
+        """
         state = self._engine.state_dict()
         tensors = {f"memory.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
@@ -351,12 +365,20 @@ class Stream:
         meta = {
             "format": FORMAT,
             "memory": self.memory.spec,
+            "parts": _parts(self.memory),
             "model": fingerprint(self.model),
             "model_type": self.model.config.model_type,
             "batch": self.batch,
             "state": plain,
+            "notes": self.notes,
         }
         write_state(path, tensors, meta)
+
+
+def _parts(memory: Memory) -> dict[str, Any]:
+    """What makes two memories the same, whatever they are called."""
+    answers = {verb: repr(getattr(memory, verb)) for verb in memory.verbs()}
+    return {"sink": memory.sink, "window": memory.window, "null": memory.null, "recompute": memory.recompute, **answers}
 
 
 def open_stream(
@@ -371,9 +393,10 @@ def open_stream(
     """Open an endless stream (or `batch` of them) through a transformers decoder.
 
     model: an instance (it is not changed, and goes on working as before), the path of a model folder, a hub name, or
-    "tiny", the shipped one. memory: what to keep. batch: number of rows; by default as many as the first feed brings. tokenizer: lets prompts be text; found by itself for a path. dtype:
-    of the weights of a model that is loaded here. length: how long the stream may become, where memory has no bound
-    and the model's rotary scaling depends on it (dynamic, longrope); by default all positions the model knows.
+    "tiny", the shipped one. memory: what to keep. batch: number of rows; by default as many as the first
+    feed brings. tokenizer: lets prompts be text; found by itself for a path. dtype: of the weights of a model that is
+    loaded here. length: how long the stream may become, where memory has no bound and the model's rotary scaling
+    depends on it (dynamic, longrope); by default all positions the model knows.
 
     The first time an instance is opened, a few tokens are read both ways, through a memory and by the model itself;
     raises `Unsupported` (a ValueError) with the reason if they differ, or if the model is of a kind that cannot be
@@ -411,7 +434,7 @@ def resume_stream(
     when the file is missing, damaged, of another model, or does not fit.
     """
     tensors, meta = read_state(path)
-    missing = {"format", "memory", "model", "batch", "state"} - set(meta)
+    missing = {"format", "memory", "parts", "model", "batch", "state"} - set(meta)
     if missing or meta["format"] != FORMAT:
         raise StateError(f"{path} is not a saved stream of format {FORMAT}")
     model, tokenizer = load(model, tokenizer, dtype)
@@ -421,7 +444,7 @@ def resume_stream(
             f"from this {type(model).__name__}; resume it with the model that read it"
         )
     memory = memory if isinstance(memory, Memory) else memory(meta["memory"])
-    if memory.spec != meta["memory"]:
+    if (memory.spec, _parts(memory)) != (meta["memory"], meta["parts"]):
         raise StateError(f"{path} was written with memory {meta['memory']}, not {memory.spec}")
     stream = open_stream(model, memory, tokenizer=tokenizer, batch=meta["batch"])
     state = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("memory.")}
@@ -429,6 +452,7 @@ def resume_stream(
         stream._engine.load_state_dict({**state, **meta["state"]})
     except (KeyError, ValueError) as error:
         raise StateError(f"{path} does not fit this model and memory: {error}") from error
+    stream.notes = meta.get("notes", {})
     if "last" in tensors:
         stream._last = tensors["last"].to(model.device)
     return stream
