@@ -17,6 +17,9 @@ export EVENFLOW_DATA := $(abspath $(wildcard ../shared/data))
 endif
 endif
 
+# Equal budgets without and with sinks, and no bound at all, which is stopped when it has used too many seconds.
+MEMORIES := --memory 'window(window=256)' --memory 'streaming-llm(sink=4, window=252)' --memory full
+
 # The first Python that runs and is new enough.
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -35,7 +38,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY) ## Read a long text through three memories side by side: a table and a figure
-	$(BIN)/python tools/stream_text.py | $(BIN)/evenflow read - $(READ)
+	@mkdir -p runs
+	@$(BIN)/python tools/stream_text.py > runs/topics.txt
+	$(BIN)/evenflow read runs/topics.txt $(MEMORIES) --patience 20 --figure runs/read.png
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest -q
