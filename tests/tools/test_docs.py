@@ -1,0 +1,78 @@
+"""Documentation cannot rot: its code runs, its links lead somewhere, and the commands that it names exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evenflow
+from evenflow import memory
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(page: Path, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(arguments: list[str | Path], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    (code,) = blocks(ROOT / "README.md")
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    said = run(["example.py"], tmp_path)
+    assert re.search(r"^\d+ tokens read, \d+ bytes held$", said, re.MULTILINE), said
+
+
+def test_the_example_of_the_verbs_page_runs(tmp_path):
+    for number, code in enumerate(blocks(ROOT / "docs" / "verbs.md")):
+        (tmp_path / f"{number}.py").write_text(code, encoding="utf-8")
+        run([f"{number}.py"], tmp_path)
+
+
+@by_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@by_page
+def test_commands_that_are_named_exist(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+def test_make_help_lists_every_target():
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony is not None
+    assert set(re.findall(r"^make ([a-z]+) +\S", said, re.MULTILINE)) == set(phony.group(1).split())
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {evenflow.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_verbs_page_names_answers_that_exist():
+    rows = re.findall(r"^\| \*\*\w+\*\* .*$", (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8"), re.MULTILINE)
+    answers = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[3])]
+    assert len(rows) == 5
+    assert answers
+    for name in answers:
+        assert name in memory.__all__
