@@ -1,0 +1,5 @@
+"""`python -m evenflow` is the `evenflow` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,255 @@
+"""The command as a user runs it: real processes, the shipped model, good and bad input."""
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from evenflow.cli import main
+
+SENTENCES = [
+    "The harbour was quiet that morning, and the gulls walked about on the wet stones.",
+    "She had written to her brother twice, but no answer had come from the north.",
+    "“Then we shall go ourselves,” said the captain; “there is nothing else to be done.”",
+    "A long road lay before them, and the rain had not stopped since noon.",
+]
+TEXT = "".join(f"{SENTENCES[n % 4]}{' ' + str(n) if n % 7 == 0 else ''}\n" for n in range(120))
+SMALL = "streaming-llm(sink=4, window=60)"
+
+
+@dataclass
+class Done:
+    """What a run of the command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def evenflow(*arguments, stdin="", **environment):
+    """The command, in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with tempfile.TemporaryFile("w+") as given, pytest.MonkeyPatch.context() as patch:
+        given.write(stdin)
+        given.seek(0)
+        for name, value in {"TERM": "xterm", **environment}.items():
+            patch.setenv(name, value)
+        for name, value in {"argv": ["evenflow", *arguments], "stdin": given, "stdout": out, "stderr": error}.items():
+            patch.setattr(sys, name, value)
+        with pytest.raises(SystemExit) as leave:
+            main()
+    return Done(leave.value.code or 0, out.getvalue(), error.getvalue())
+
+
+def process(*arguments, **environment):
+    """The command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "evenflow", *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def summaries(output):
+    return [line for line in map(json.loads, output.splitlines()) if line["kind"] == "summary"]
+
+
+def test_help_is_quick_and_teaches():
+    loaded = "import sys, evenflow.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
+    shown = process("--help", NO_COLOR="1")
+    assert shown.returncode == 0 and "read" in shown.stdout and "write" in shown.stdout
+    for command in ("read", "write", "recipes", "claims"):
+        assert evenflow(command, "--help").returncode == 0
+    assert "Examples" in evenflow("read", "--help").stdout
+
+
+class TestRead:
+    def test_memories_side_by_side_end_in_a_table_a_figure_and_two_sentences(self, book, tmp_path):
+        figure = tmp_path / "curves.png"
+        done = evenflow(
+            "read", str(book), "--memory", SMALL, "--memory", "window(window=64)", "--memory", "full",
+            "--figure", str(figure), "--surprise", "3", TERM="dumb",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        for text in (SMALL, "window(window=64)", "full", "perplexity", str(figure), "Most surprising lines"):
+            assert text in done.stdout
+        assert "held" in done.stdout.splitlines()[-2] and "predicted best" in done.stdout.splitlines()[-1]
+        assert "\x1b" not in done.stdout + done.stderr
+
+    def test_file_pipe_and_any_chunk_give_the_same_figures(self, book):
+        outputs = [
+            evenflow("read", str(book), "--json", "--memory", SMALL),
+            evenflow("read", "-", "--json", "--memory", SMALL, stdin=TEXT),
+            evenflow("read", str(book), "--json", "--memory", SMALL, "--chunk", "37"),
+        ]
+        first, *others = [summaries(done.stdout)[0] for done in outputs]
+        assert first["tokens"] > 1500 and 1 < first["perplexity"] < 3000
+        for other in others:
+            assert other["tokens"] == first["tokens"]
+            assert math.isclose(other["nats_per_token"], first["nats_per_token"], rel_tol=1e-5)
+
+    def test_the_odd_line_is_found(self, book):
+        lines = TEXT.splitlines(keepends=True)
+        lines.insert(90, "xqj zvvk 0x8f3 %%% wqpfm jjjq\n")
+        done = evenflow("read", "-", "--json", "--surprise", "2", "--memory", SMALL, stdin="".join(lines))
+        odd = [line for line in map(json.loads, done.stdout.splitlines()) if line["kind"] == "surprise"]
+        assert len(odd) == 2 and odd[0]["number"] == 91
+        assert odd[0]["offset"] == len("".join(lines[:90]).encode())
+
+    def test_a_saved_reading_goes_on_where_it_was(self, book, tmp_path):
+        state = tmp_path / "state"
+        whole = summaries(evenflow("read", str(book), "--json").stdout)[0]
+        part = evenflow("read", str(book), "--json", "--limit", "700", "--save", str(state))
+        assert summaries(part.stdout)[0]["tokens"] < whole["tokens"]
+        rest = evenflow("read", str(book), "--json", "--resume", str(state), "--save", str(state))
+        assert rest.returncode == 0, rest.stderr
+        again = summaries(rest.stdout)[0]
+        assert again["tokens"] == whole["tokens"]
+        assert math.isclose(again["nats_per_token"], whole["nats_per_token"], rel_tol=1e-5)
+
+    def test_interrupting_a_followed_log_shows_and_saves(self, book, tmp_path):
+        log, state = tmp_path / "app.log", tmp_path / "state"
+        log.write_text("".join(TEXT.splitlines(keepends=True)[:40]))
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "evenflow", "read", "--follow", str(log), "--save", str(state), "--save-every", "50"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not state.exists():
+            assert time.monotonic() < deadline and reader.poll() is None
+            time.sleep(0.1)
+        with log.open("a") as more:
+            more.write("One more line, while it is being read.\n")
+        time.sleep(1.0)
+        reader.send_signal(signal.SIGINT)
+        out, error = reader.communicate(timeout=30)
+        assert reader.returncode == 0, error
+        assert "Saved at token" in out and "Traceback" not in error
+        nothing = evenflow("read", str(log), "--resume", str(state))
+        assert nothing.returncode == 2 and "nothing new to read" in nothing.stderr
+
+    def test_patience_stops_a_memory_and_says_so(self, book):
+        done = evenflow("read", str(book), "--memory", SMALL, "--patience", "0.001")
+        assert done.returncode == 0 and re.search(r"stopped at [\d,]+ tokens", done.stdout)
+
+
+class TestWrite:
+    def test_a_seed_writes_the_same_text(self):
+        one, two, other = (
+            evenflow("write", "--prompt", "The sea", "--tokens", "40", "--seed", seed) for seed in ("5", "5", "6")
+        )
+        assert one.returncode == 0 and one.stdout.startswith("The sea") and len(one.stdout) > 60
+        assert one.stdout == two.stdout != other.stdout
+        assert "40 tokens" in one.stderr
+
+    def test_ctrl_c_ends_cleanly_and_saves(self, tmp_path):
+        state = tmp_path / "state"
+        writer = subprocess.Popen(
+            [sys.executable, "-m", "evenflow", "write", "--seed", "1", "--save", str(state)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert writer.stdout is not None
+        assert writer.stdout.read(20)
+        writer.send_signal(signal.SIGINT)
+        _, error = writer.communicate(timeout=60)
+        assert writer.returncode == 0 and "Traceback" not in error and "saved" in error
+        more = evenflow("write", "--resume", str(state), "--tokens", "5", "--seed", "1")
+        assert more.returncode == 0 and "5 tokens" in more.stderr
+
+    def test_a_reader_that_goes_away_ends_it_quietly(self):
+        shell = f"{sys.executable} -m evenflow write --seed 1 | head -c 20"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120)
+        assert len(done.stdout) == 20 and "Traceback" not in done.stderr
+
+
+def test_recipes_as_table_and_json():
+    table = evenflow("recipes")
+    assert "streaming-llm(sink=4, window=2044)" in table.stdout and "2309.17453" in table.stdout
+    names = [json.loads(line)["name"] for line in evenflow("recipes", "--json").stdout.splitlines()]
+    assert "streaming-llm" in names and names == sorted(names)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, book):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "binary").write_bytes(bytes(range(256)))
+    (folder / "empty").write_bytes(b"")
+    (folder / "state").write_bytes(b"\x10" + b"\0" * 7 + b"not a state file")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["read", "{bad}/none"], "No such file"),
+        (["read", "{bad}"], "Is a directory"),
+        (["read", "{bad}/binary"], "not text"),
+        (["read", "{bad}/empty"], "holds no text"),
+        (["read", "-"], "holds no text"),
+        (["read", "-", "--follow"], "for files"),
+        (["read", "{book}", "--memory", "streaming-lm"], "did you mean 'streaming-llm'"),
+        (["read", "{book}", "--memory", "window(wndow=3)"], "did you mean 'window'"),
+        (["read", "{book}", "--memory", "full", "--memory", "full"], "given twice"),
+        (["read", "{book}", "--memory", "full", "--memory", "window", "--save", "x"], "one memory"),
+        (["read", "{book}", "--resume", "{bad}/none"], "cannot read"),
+        (["read", "{book}", "--resume", "{bad}/state"], "not a saved state"),
+        (["read", "{book}", "--save", "{bad}/none/x"], "no folder"),
+        (["read", "{book}", "--model", "{bad}/none"], "no model folder"),
+        (["read", "{book}", "--model", "{bad}"], "holds no model"),
+        (["read", "{book}", "--lmit", "3"], "--limit"),
+        (["read"], "Missing argument"),
+        (["write", "--temperature", "-1"], "temperature"),
+        (["write", "--tokens", "0"], "tokens"),
+        (["rite"], "No such command"),
+        (["claims", "run", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, bad, book):
+    done = evenflow(*(argument.format(bad=bad, book=book) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_terminal_is_redrawn_and_left_clean(book):
+    """In a pseudo-terminal the live table appears, and colours only where they are wanted."""
+    import pty
+
+    for environment in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        parent, child = pty.openpty()
+        done = subprocess.Popen(
+            [sys.executable, "-m", "evenflow", "read", str(book), "--chunk", "64", "--memory", SMALL],
+            stdout=child, stderr=child, stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm", **environment},
+        )  # fmt: skip
+        os.close(child)
+        output = b""
+        while True:
+            try:
+                piece = os.read(parent, 4096)
+            except OSError:
+                break
+            if not piece:
+                break
+            output += piece
+        os.close(parent)
+        assert done.wait(60) == 0
+        assert b"Traceback" not in output and b"perplexity" in output
+        if environment:
+            assert b"\x1b[3" not in output
