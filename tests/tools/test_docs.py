@@ -76,3 +76,8 @@ def test_the_verbs_page_names_answers_that_exist():
     assert answers
     for name in answers:
         assert name in memory.__all__
+
+
+def test_the_readme_lists_every_recipe():
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == [info.name for info in evenflow.recipes()]
