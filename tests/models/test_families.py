@@ -5,6 +5,8 @@ from functools import cache
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -29,6 +31,11 @@ def style(name: str) -> str:
 def expected(name: str) -> Tensor:
     """What two rows of `LENGTH` tokens give, in float64."""
     return oracles.stepwise_logits(zoo.shared(name), zoo.tokens(LENGTH, 2), SINK, WINDOW, style=style(name))
+
+
+@cache
+def doubled(name: str) -> PreTrainedModel:
+    return copy.deepcopy(zoo.shared(name)).double()
 
 
 @cache
@@ -65,7 +72,7 @@ def test_after_eviction_it_is_the_oracle(name, size):
 
 @every_family
 def test_in_float64_it_is_the_oracle_to_ten_digits(name):
-    model = copy.deepcopy(zoo.shared(name)).double()
+    model = doubled(name)
     with oracles.doubles():
         for size in CUTS.values():
             got = fed(ef.open(model, SPEC, batch=2), zoo.tokens(LENGTH, 2), size)
@@ -96,6 +103,34 @@ def test_the_model_itself_stays_as_it_was(name):
         assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0), written)
     assert model.config._attn_implementation == implementation
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+@given(
+    name=st.sampled_from(["llama", "gemma3", "gpt-neox", "mistral-sliding", "falcon-alibi", "mpt", "gpt-oss"]),
+    sink=st.integers(0, 6),
+    window=st.integers(1, 14),
+    cuts=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    length=st.integers(1, 40),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_sink_any_window_any_cut(name, sink, window, cuts, length):
+    model, ids = doubled(name), zoo.tokens(length, 1, seed=length)
+    want = oracles.stepwise_logits(model, ids, sink, window)
+    sizes = [cuts[n % len(cuts)] for n in range(length)]
+    with oracles.doubles():
+        stream, got, column = ef.open(model, f"streaming-llm(sink={sink}, window={window})"), [], 0
+        for size in sizes:
+            if column < length:
+                got.append(stream.feed(ids[:, column : column + size]))
+                column += size
+    assert oracles.relative_error(torch.cat(got, 1), want) <= 1e-10
+
+
+def test_a_model_set_to_return_tuples_streams_too():
+    model = zoo.fresh("llama")
+    model.config.return_dict = False
+    assert ef.open(model, SPEC).feed([1, 2, 3]).shape == (1, 3, zoo.VOCABULARY)
+    assert model.config.return_dict is False
 
 
 def stretched(kind: str) -> PreTrainedModel:
@@ -145,7 +180,7 @@ def test_length_dependent_scaling_without_a_bound_is_made_for_all_the_model_know
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "falcon-alibi", "gpt-oss"])
 def test_at_position_one_billion_it_is_still_the_oracle(name):
     """Nothing may depend on where in the stream the window is: the same tokens give the same logits out there."""
-    model, ids = copy.deepcopy(zoo.shared(name)).double(), zoo.tokens(LENGTH, 2)
+    model, ids = doubled(name), zoo.tokens(LENGTH, 2)
     with oracles.doubles():
         stream = ef.open(model, SPEC, batch=2)
         stream.feed(ids[:, :20])

@@ -56,6 +56,7 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     own = {id(buffer) for rotary in rotary_modules(model) for buffer in rotary.buffers(recurse=False)}
     shared = {id(t): t for t in chain(model.parameters(), model.buffers()) if id(t) not in own}
     twin: Any = copy.deepcopy(model, cast(dict[int, Any], shared))
+    twin.config.return_dict = True
     evaluating: PreTrainedModel = twin.eval()
     return evaluating
 
