@@ -1,5 +1,4 @@
 # From a fresh clone, with Python 3.11+ and make: `make run` and `make test` install what they need by themselves.
-SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
