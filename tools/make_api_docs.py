@@ -92,7 +92,8 @@ def _signature(value: Any) -> str:
 
 def reference() -> str:
     """The whole page."""
-    lines, shown = [INTRO], set()
+    lines: list[str] = [INTRO]
+    shown: set[int] = set()
     for path in MODULES:
         module = import_module(path)
         names = [(name, getattr(module, name)) for name in public(module)]
