@@ -44,6 +44,16 @@ def test_the_example_of_the_verbs_page_runs(tmp_path):
         run([f"{number}.py"], tmp_path)
 
 
+def test_the_recipe_of_contributing_passes_its_test_and_is_that_of_the_example(tmp_path):
+    recipe, test = blocks(ROOT / "CONTRIBUTING.md")
+    (tmp_path / "own_recipe.py").write_text(recipe, encoding="utf-8")
+    (tmp_path / "test_own_recipe.py").write_text(test, encoding="utf-8")
+    assert "1 passed" in run(["-m", "pytest", "-q", "test_own_recipe.py"], tmp_path)
+    example = (ROOT / "examples" / "own_recipe.py").read_text(encoding="utf-8")
+    definition = recipe[recipe.index("@dataclass") :].strip()
+    assert definition in example
+
+
 @by_page
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
