@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from .memory import Memory
 from .models import Stream, open_stream, resume_stream
@@ -77,11 +83,16 @@ def generate(
 
     input_ids [B, T]; everything `model.generate` takes for greedy search and sampling works as there: streamers,
     logits processors, stopping criteria, left-padded batches, `num_return_sequences`, `return_dict_in_generate`.
-    Returns what it returns, ids [B, T + n]. Called directly, it calls `model.generate` in this way itself. Raises
+    Returns what it returns, ids [B, T + n]. Called directly, it calls `model.generate` in this way itself, and then
+    takes `stop_strings` with `tokenizer` too; transformers (seen in 5.24) refuses those two beside a callable
+    `custom_generate`, where `stopping_criteria=[StopStringCriteria(tokenizer, strings)]` does the same. Raises
     ValueError with the reason for beam search and others that need more than one continuation.
     """
     chosen = _memory(memory)
     if generation_config is None or logits_processor is None or stopping_criteria is None:
+        if kwargs.get("stop_strings") and kwargs.get("tokenizer"):
+            stops = StopStringCriteria(kwargs.pop("tokenizer"), kwargs.pop("stop_strings"))
+            stopping_criteria = StoppingCriteriaList([*(stopping_criteria or ()), stops])
         return model.generate(
             input_ids, custom_generate=generate, memory=chosen, logits_processor=logits_processor,
             stopping_criteria=stopping_criteria, generation_config=generation_config, streamer=streamer, **kwargs,

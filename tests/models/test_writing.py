@@ -13,6 +13,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TextStreamer,
 )
 
@@ -366,6 +367,21 @@ def test_streamers_processors_and_criteria_are_honoured(capsys):
     streamer = TextStreamer(words, skip_prompt=True)
     got = ef.generate(model, ids, memory="full", streamer=streamer, **options)
     assert capsys.readouterr().out.strip() == words.decode(got[0, 5:])
+
+
+def test_stop_strings_end_generate_where_they_end_plain_generate():
+    shipped = ef.open("tiny", "full")
+    model, words = shipped.model, shipped.tokenizer
+    ids = torch.tensor([words.encode("The old man")])
+    text = words.decode(model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :])
+    stop = text[20:26]
+    options = {"max_new_tokens": 40, "do_sample": False}
+    plain = model.generate(ids, stop_strings=stop, tokenizer=words, **options)
+    assert plain.shape[1] < ids.shape[1] + 40
+    assert torch.equal(ef.generate(model, ids, memory="full", stop_strings=stop, tokenizer=words, **options), plain)
+    criteria = StoppingCriteriaList([StopStringCriteria(words, stop)])
+    got = model.generate(ids, custom_generate=ef.generate, memory="full", stopping_criteria=criteria, **options)
+    assert torch.equal(got, plain)
 
 
 def test_return_dict_holds_scores_and_logits():
