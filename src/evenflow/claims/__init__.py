@@ -1,0 +1,10 @@
+"""Claims: what a paper promised, measured here and now, beside what the paper printed."""
+
+from . import endless, exactness, quality, speed
+from .registry import describe, names, report, run
+from .result import Result, Row, markdown, table
+
+__all__ = [
+    "Result", "Row", "describe", "endless", "exactness", "markdown", "names", "quality", "report", "run",
+    "speed", "table",
+]  # fmt: skip
