@@ -105,6 +105,22 @@ def test_rows_with_padding_anywhere_are_rows_alone(spec, data):
         near(together.last_logits[row], alone[row].last_logits[0])
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "falcon-alibi", "mpt", "gpt-neox", "gpt-oss", "mistral-sliding"])
+def test_rows_of_different_age_in_every_kind_of_attention(name):
+    """Sliding layers, ALiBi, soft caps, learned sinks: rows that started at different times, long past eviction."""
+    together, alone = opened(name=name, batch=3), [opened(name=name) for _ in range(3)]
+    for number, (m, starts) in enumerate(
+        [(9, (0, 4, 8)), (1, (0, 0, 1)), (20, (3, 0, 11)), (1, (0, 0, 0)), (7, (0, 6, 2))]
+    ):
+        ids = zoo.tokens(m, 3, seed=number)
+        mask = torch.arange(m) >= torch.tensor(starts)[:, None]
+        logits = together.feed(ids, mask)
+        for row, single in enumerate(alone):
+            if bool(mask[row].any()):
+                near(logits[row, mask[row]], single.feed(ids[row, mask[row]])[0])
+    assert together.positions.tolist() == [35, 28, 16]
+
+
 def test_a_whole_chunk_of_padding_reads_nothing():
     stream, ids = opened(batch=2), zoo.tokens(CHUNK + 5, 2)
     mask = torch.zeros(2, CHUNK + 5, dtype=torch.bool)
