@@ -251,5 +251,7 @@ def test_a_terminal_is_redrawn_and_left_clean(book):
         os.close(parent)
         assert done.wait(60) == 0
         assert b"Traceback" not in output and b"perplexity" in output
-        if environment:
-            assert b"\x1b[3" not in output
+        if "NO_COLOR" in environment:
+            assert not re.search(rb"\x1b\[(\d+;)*(3[0-7]|38|9[0-7])[;m]", output)
+        if "TERM" in environment:
+            assert b"\x1b" not in output

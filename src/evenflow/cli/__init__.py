@@ -228,7 +228,8 @@ def claims_run(
     """Measure one claim here and now: paper | ours | holds?"""
     from ..claims import run, table
 
-    result = run(name, full=full)
+    _quiet_transformers()
+    result = run(name, full=full, progress=lambda text: print(f"… {text}", file=sys.stderr))
     _stdout().print(table(result))
 
 
@@ -248,18 +249,23 @@ def _streams(model: str, specs: list[str], resume: Path | None) -> list[Stream]:
     from ..recipes import parse
 
     memories = [parse(spec) for spec in specs]  # a typo is told before a model is loaded
-    from transformers.utils import logging
-
     from ..api import open as open_stream
     from ..api import resume as resume_stream
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _quiet_transformers()
     if resume is not None:
         return [resume_stream(model, resume)]
     first = open_stream(model, memories[0], batch=1)
     others = [open_stream(first.model, memory, tokenizer=first.tokenizer, batch=1) for memory in memories[1:]]
     return [first, *others]
+
+
+def _quiet_transformers() -> None:
+    """Its progress bars and notices would stand between our lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _encoder(stream: Stream) -> Any:
