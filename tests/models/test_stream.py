@@ -466,6 +466,25 @@ def test_an_interrupted_feed_changes_nothing():
     unchanged(stream, before)
 
 
+def test_an_interruption_between_chunks_takes_them_back_at_once(monkeypatch):
+    stream, ids = opened(), zoo.tokens(3 * CHUNK)
+    stream.feed(ids[:, :30])
+    before, real, calls = stream.fork(), Tensor.logsumexp, []
+
+    def logsumexp(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "logsumexp", logsumexp)
+    with pytest.raises(KeyboardInterrupt) as held:  # whose traceback keeps every frame alive
+        stream.surprisal(ids)
+    monkeypatch.undo()
+    assert held.traceback and len(calls) == 2
+    unchanged(stream, before)
+
+
 @pytest.mark.parametrize("batch", [0, -1, 1.5, True])
 def test_batch_is_a_whole_number_of_rows(batch):
     with pytest.raises(ValueError, match="batch is"):

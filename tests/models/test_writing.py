@@ -240,6 +240,7 @@ BAD = {
     "max_tokens": ({"max_tokens": -3}, "max_tokens is -3"),
     "stop without tokenizer": ({"stop": "a"}, "needs a stream with a tokenizer"),
     "text without tokenizer": ({"prompt": "hello"}, "has no tokenizer"),
+    "eos": ({"eos": "</s>"}, "expected token ids"),
     "empty": ({"prompt": []}, "no ids"),
     "out of range": ({"prompt": [99]}, "out of range"),
 }

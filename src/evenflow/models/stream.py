@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ class Stream:
     """What `open_stream` returns.
 
     model, tokenizer (or None), memory (the `Memory` that was asked for), batch: as opened. state: the `MemoryState`
-    behind the stream, None when the memory re-computes.
+    behind the stream, None when the memory re-computes. notes: a dict of yours that `save` keeps.
 
     A stream has consumed exactly what it was fed and what it has yielded; every method leaves it as it was when it
     raises. One stream belongs to one thread at a time; any number of streams, in any threads, share a model.
@@ -94,24 +95,26 @@ class Stream:
         before, pieces, column = self._last, [], 0
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         seen = (self.positions > 0).to(ids.device) & (before is not None)
-        for logits in self._chunks(ids, mask):
-            stop = column + logits.shape[1]
-            some, here = ids[:, column:stop], real[:, column:stop]
-            scores = logits if before is None else torch.cat([before[:, None].to(logits.dtype), logits], 1)
-            # The column that predicts a token is that of the last real token before it, which may be in `before`.
-            offset = 0 if before is None else 1
-            columns = torch.arange(logits.shape[1], device=ids.device).expand_as(some)
-            latest = torch.where(here, columns, -1).cummax(1).values + offset
-            predictor = torch.cat([torch.full_like(latest[:, :1], offset - 1), latest[:, :-1]], 1)
-            known = (predictor >= offset) | seen[:, None]
-            rows = torch.arange(self.batch, device=ids.device)[:, None]
-            chosen = scores[rows, predictor.clamp_min(0)].float()
-            nats = chosen.logsumexp(-1) - chosen.gather(-1, some[..., None])[..., 0]
-            pieces.append(nats.masked_fill_(~(here & known), torch.nan))
-            before, seen, column = self._last, seen | here.any(1), stop
+        # Closed at once when this is interrupted, so that what was read so far is taken back before anybody looks.
+        with closing(self._chunks(ids, mask)) as chunks:
+            for logits in chunks:
+                stop = column + logits.shape[1]
+                some, here = ids[:, column:stop], real[:, column:stop]
+                scores = logits if before is None else torch.cat([before[:, None].to(logits.dtype), logits], 1)
+                # The column that predicts a token is that of the last real token before it, which may be in `before`.
+                offset = 0 if before is None else 1
+                columns = torch.arange(logits.shape[1], device=ids.device).expand_as(some)
+                latest = torch.where(here, columns, -1).cummax(1).values + offset
+                predictor = torch.cat([torch.full_like(latest[:, :1], offset - 1), latest[:, :-1]], 1)
+                known = (predictor >= offset) | seen[:, None]
+                rows = torch.arange(self.batch, device=ids.device)[:, None]
+                chosen = scores[rows, predictor.clamp_min(0)].float()
+                nats = chosen.logsumexp(-1) - chosen.gather(-1, some[..., None])[..., 0]
+                pieces.append(nats.masked_fill_(~(here & known), torch.nan))
+                before, seen, column = self._last, seen | here.any(1), stop
         return torch.cat(pieces, 1)
 
-    def _chunks(self, ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+    def _chunks(self, ids: Tensor, mask: Tensor | None) -> Generator[Tensor, None, None]:
         """Logits of `CHUNK` tokens at a time; all of `ids` is read, or on an error none."""
         whole = ids.shape[1] <= CHUNK
         before = None if whole else (self._engine.fork(), self._last)
@@ -207,8 +210,7 @@ class Stream:
 
         prompt: what to read first: text (needs a tokenizer; special tokens are added at position 0 only), a list of
         texts or ids for a batch, ids, or None to go on from where the stream is (a fresh one starts with the model's
-        start-of-text token). max_tokens: None writes for ever.
-        temperature: 0 takes the most likely token; above, sampling, with top_k and top_p as in transformers. seed:
+        start-of-text token). max_tokens: None writes for ever. temperature: 0 takes the most likely token; above, sampling, with top_k and top_p as in transformers. seed:
         draws depend on seed, row and position alone, so a fork or a resumed stream writes the same; None follows
         torch.manual_seed. stop: strings that end a row once its text holds one (the token that completes it is still
         yielded). eos: ids that end a row, True for the model's own; False goes on. logits_processor: transformers
@@ -291,7 +293,10 @@ class Stream:
             if own is None:
                 raise ValueError("eos=True, but neither model nor tokenizer names an end-of-text token; give its id")
             eos = own
-        return {eos} if isinstance(eos, int) else set(eos)
+        ends = {eos} if isinstance(eos, int) else set(eos)
+        if not all(isinstance(end, int) for end in ends):
+            raise ValueError(f"eos is {eos!r}; expected token ids, True for the model's own, or False")
+        return ends
 
     def _start(self) -> tuple[Tensor, None]:
         """The model's start-of-text token, for a stream that has read nothing at all."""
