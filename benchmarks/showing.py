@@ -1,0 +1,85 @@
+"""Results as tables for the terminal and as one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .decode import OURS
+
+# What a figure has to be to count as good: "at most".
+WANTED = {"transformers DynamicCache": 0.6, "floor": 1.25, "recomputation": 1 / 80}
+BOOKKEEPING = 0.15
+
+
+def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
+    """The tables of one benchmark."""
+    shown = Table(title=result["title"], title_justify="left")
+    if name == "decode":
+        for column in ("", "ms", "ours in units of it", "wanted"):
+            shown.add_column(column, justify="left" if not column else "right")
+        ratios = result["ours in units of"]
+        for what, milliseconds in result["milliseconds"].items():
+            wanted = f"≤ {WANTED[what]:.3g}" if what in WANTED else ""
+            shown.add_row(what, f"{milliseconds:.2f}", f"{ratios[what]:.3g}" if what in ratios else "", wanted)
+        sizes = ", ".join(f"{part} {size / 1e6:.0f} MB" for part, size in result["bytes"].items())
+        shown.caption = f"{sizes}; {result['gigabytes a second']:.1f} GB/s, {result['gigaflops']:.0f} GFLOP/s"
+    elif name == "bookkeeping":
+        shown.add_column("")
+        shown.add_column("ms", justify="right")
+        for what, milliseconds in result["milliseconds"].items():
+            shown.add_row(what, f"{milliseconds:.3f}")
+        shown.add_row("share of bookkeeping", f"{100 * result['share of bookkeeping']:.1f} % (≤ {100 * BOOKKEEPING:g} %)")
+    elif name == "feed":
+        shown.add_column("tokens a feed", justify="right")
+        shown.add_column("tokens a second", justify="right")
+        for size, rate in result["tokens a second by tokens a feed"].items():
+            shown.add_row(size, f"{rate:,.0f}")
+    elif name == "growth":
+        shown.add_column("position", justify="right")
+        for memory in result["bytes"]:
+            shown.add_column(f"{memory}, ms", justify="right")
+            shown.add_column("kB", justify="right")
+        for row, place in enumerate(result["position"]):
+            cells = ((result["milliseconds"][m][row], result["bytes"][m][row] / 1e3) for m in result["bytes"])
+            shown.add_row(f"{place:,}", *(cell for ms, kb in cells for cell in (f"{ms:.2f}", f"{kb:,.0f}")))
+    yield shown
+
+
+def figure(results: dict[str, Any], path: Path) -> None:
+    """One panel for each benchmark that was run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in ("decode", "bookkeeping", "feed", "growth") if name in results]
+    shown, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        result = results[name]
+        axis.set_title(result["title"], fontsize=10)
+        if name in ("decode", "bookkeeping"):
+            bars = {k: v for k, v in result["milliseconds"].items() if k not in ("product", "read the cache's bytes")}
+            ordered = sorted(bars, key=lambda k: -bars[k])
+            colours = ["tab:blue" if k == OURS else "lightgrey" for k in ordered]
+            drawn = axis.barh(ordered, [bars[k] for k in ordered], color=colours)
+            axis.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
+            axis.set_xlabel("milliseconds a token")
+            if max(bars.values()) > 20 * min(bars.values()):
+                axis.set_xscale("log")
+        elif name == "feed":
+            rates = result["tokens a second by tokens a feed"]
+            axis.plot([int(size) for size in rates], list(rates.values()), marker="o")
+            axis.set(xscale="log", yscale="log", xlabel="tokens a feed", ylabel="tokens a second")
+        else:
+            for memory, values in result["milliseconds"].items():
+                axis.plot(result["position"], values, marker="o", label=memory)
+            axis.set(xscale="log", yscale="log", xlabel="stream position", ylabel="milliseconds a token")
+            axis.legend(fontsize=8, frameon=False)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    shown.savefig(path, dpi=130)
+    pyplot.close(shown)
