@@ -31,7 +31,7 @@ class Held:
 
     def turn_head(self, rotary: Rotary, cos: Tensor, sin: Tensor, slots: slice) -> None:
         """Rotate the head's keys into their window slots; their swapped channels are kept until the keys change."""
-        into = self.window.keys[:, :, slots]
+        into = self.window.keys.narrow(2, slots.start, slots.stop - slots.start)
         if self._swapped is None:
             self._swapped = rotary.swapped(self.head_keys)
         if cos.dtype == into.dtype:

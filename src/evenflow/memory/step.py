@@ -176,10 +176,11 @@ class Step:
             self.before[layer] = window.keys[rows, :, slot].clone(), window.values[rows, :, slot].clone()
         turned = k
         if rotary is not None and plan.turn is not None:
-            q, turned = rotary.rotate(q, *plan.turn), rotary.rotate(k, *plan.turn)
+            both = rotary.rotate(torch.cat((q, k), 1), *plan.turn)
+            q, turned = both.narrow(1, 0, q.shape[1]), both.narrow(1, q.shape[1], k.shape[1])
         if isinstance(slot, int):
-            window.keys.select(2, slot).copy_(turned.select(2, 0))
-            window.values.select(2, slot).copy_(v.select(2, 0))
+            window.keys.narrow(2, slot, 1).copy_(turned)
+            window.values.narrow(2, slot, 1).copy_(v)
         else:
             rows = torch.arange(len(k), device=k.device)
             window.keys[rows, :, slot] = turned[:, :, 0]
@@ -191,7 +192,8 @@ class Step:
             else:
                 kept.turn_head(rotary, *plan.head_turn, slots)
             kept.head_at = plan.lag
-        keys, values = window.keys[:, :, plan.start : plan.stop], window.values[:, :, plan.start : plan.stop]
+        length = plan.stop - plan.start
+        keys, values = window.keys.narrow(2, plan.start, length), window.values.narrow(2, plan.start, length)
         bias = plan.bias
         if state.null_logits is not None:
             bias = _with_null_logits(
