@@ -58,7 +58,8 @@ bench: $(READY) ## Measure speed against what one would use instead
 	$(BIN)/python -m benchmarks
 
 claims: $(READY) ## Measure what the papers promised, beside their figures
-	$(BIN)/evenflow claims run streaming-llm
+	@for name in $$($(BIN)/evenflow claims list | cut -d' ' -f1); do \
+		echo "evenflow claims run $$name" && $(BIN)/evenflow claims run $$name || exit 1; done
 	$(BIN)/evenflow claims report
 
 coverage: $(READY) ## Run all tests and show the lines that none of them reaches
