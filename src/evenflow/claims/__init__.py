@@ -1,10 +1,10 @@
 """Claims: what a paper promised, measured here and now, beside what the paper printed."""
 
-from . import endless, exactness, quality, speed
+from . import endless, exactness, quality, speed, trained
 from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
     "Result", "Row", "describe", "endless", "exactness", "markdown", "names", "quality", "report", "run",
-    "speed", "table",
+    "speed", "table", "trained",
 ]  # fmt: skip

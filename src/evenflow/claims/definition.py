@@ -6,6 +6,8 @@ Nothing here is shared with Evenflow's memory: raw keys, the whole cache rotated
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -33,11 +35,12 @@ class StreamedLlama:
     """A Llama that reads one token at a time over the first `sink` and the last `window` raw keys of each layer."""
 
     def __init__(self, model: LlamaForCausalLM, sink: int, window: int) -> None:
-        self.config = model.config
+        config: Any = model.config
+        self.config = config
         self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
         self.sink, self.window = sink, window
-        empty = torch.zeros(self.config.num_key_value_heads, 0, self.config.head_dim, dtype=torch.float64)
-        self.kept = [(empty, empty) for _ in range(self.config.num_hidden_layers)]
+        empty = torch.zeros(config.num_key_value_heads, 0, config.head_dim, dtype=torch.float64)
+        self.kept = [(empty, empty) for _ in range(config.num_hidden_layers)]
 
     def read(self, token: int) -> Tensor:
         """Consume one token; logits float64 [V]."""

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import time
+from statistics import median
+from typing import Any
 
 import psutil
 import torch
 
 from ..api import open as open_stream
-from .quality import perplexity, ratio_of
+from .definition import definition
+from .exactness import gap
+from .quality import ratio_of
 from .registry import Bench, claim
-from .texts import book_text, recomputed_nats, tokens_of
+from .texts import book_text, perplexity, recomputed_nats, tokens_of
 
 SINK, WINDOW = 4, 252
-PIECE = 4096
+SPEC = f"streaming-llm(sink={SINK}, window={WINDOW})"
+PIECE = 4096  # tokens between two looks at the clock
 
 
 @claim("endless")
 def endless(bench: Bench) -> None:
     """Four million tokens in one session, as well predicted, as fast and in as little memory at the end as at first."""
     length, part = (4_000_000, 100_000) if bench.full else (100_000, 20_000)
-    stream = open_stream("tiny", f"streaming-llm(sink={SINK}, window={WINDOW})")
+    stream = open_stream("tiny", SPEC)
     text, kind = book_text()
     ids = torch.tensor(tokens_of(stream, text, length))
     bench.row("stream", "4,000,000 tokens of PG19", f"{length:,} tokens", None, f"{kind}, repeated where they end")
+
     process = psutil.Process()
     places, nats, rates, resident, held = [], [], [], [], []
     last: list[torch.Tensor] = []
-    began, shown = time.perf_counter(), 0.0
+    began = shown = time.perf_counter()
     for first in range(0, length, PIECE):
         piece = ids[first : first + PIECE]
-        start = time.perf_counter()
-        surprise = stream.surprisal(piece)[0]
-        seconds = time.perf_counter() - start
+        surprise, seconds = _timed(stream, piece)
         places.append(float(stream.position))
         rates.append(len(piece) / seconds)
         nats.append(perplexity(surprise[~surprise.isnan()]))
@@ -40,35 +44,63 @@ def endless(bench: Bench) -> None:
         held.append(stream.nbytes / 1e6)
         if first + len(piece) > length - part:
             last.append(surprise)
-        if time.perf_counter() - shown > 10:
-            shown = time.perf_counter()
-            rate = stream.position / (shown - began)
-            left = (length - stream.position) / rate
-            bench.say(f"{stream.position:,} of {length:,} tokens, {rate:,.0f}/s, {left:,.0f} s left")
-    tail = torch.cat(last)[-part:]
-
-    count = 2000 if bench.full else 400
-    sample = torch.linspace(length - part, length - 1, count).long().unique()
-    fresh = recomputed_nats(stream, ids.tolist(), sample.tolist(), SINK + WINDOW)
-    ratio, error = ratio_of(tail[sample - (length - part)], fresh)
-    bench.row(
-        f"perplexity of the last {part:,} tokens over re-computation's", "5.40 / 5.43", f"×{ratio:.4f} ± {error:.4f}",
-        ratio <= 1.03, f"{perplexity(tail):.2f} streamed; re-computed at {len(sample)} of these places",
-    )  # fmt: skip
-    filled = max(1, -(-part // PIECE))
-    speed = _median(rates[-filled:]) / _median(rates[1 : 1 + filled])
-    bench.row("tokens/s at the end over at first, after the fill", "stable", f"{speed:.3f}", speed >= 0.97)
-    grown = resident[-1] / max(resident[1 : 1 + filled])
-    bench.row("resident memory at the end over at first", "stable", f"{grown:.4f}", grown <= 1.01)
-    bench.row("bytes held, at the end over at first", "constant", f"{held[-1] / held[0]:.3f}", held[-1] == held[0])
+        if (now := time.perf_counter()) - shown > 10:
+            shown, rate = now, stream.position / (now - began)
+            bench.say(
+                f"{stream.position:,} of {length:,} tokens, {rate:,.0f} tokens/s, "
+                f"{(length - stream.position) / rate:,.0f} s left, perplexity now {nats[-1]:.1f}"
+            )
     bench.row("tokens/s over all", "–", f"{length / (time.perf_counter() - began):,.0f}")
+
+    tail, count = torch.cat(last)[-part:], 2000 if bench.full else 400
+    sample = torch.linspace(length - part, length - 1, count).long().unique()
+    here = tail[sample - (length - part)]
+    for name, sink in (("re-computation's", 0), ("re-computation's behind the start token", 1)):
+        fresh = recomputed_nats(stream, ids.tolist(), sample.tolist(), SINK + WINDOW - sink, sink)
+        ratio, error = ratio_of(here, fresh)
+        bench.row(
+            f"perplexity of the last {part:,} tokens over {name}", "5.40 / 5.43", f"×{ratio:.4f} ± {error:.4f}",
+            ratio <= 1.03, f"{perplexity(tail):.2f} streamed; re-computed at {len(sample)} of these places",
+        )  # fmt: skip
+
+    filled = -(-part // PIECE)
+    first_rates, last_rates = rates[1 : 1 + filled], rates[-filled:]
+    speed = median(last_rates) / median(first_rates)
+    bench.row(
+        f"tokens/s of the last {part:,} over the first after the fill", "stable", f"{speed:.3f}", speed >= 0.97,
+        f"{median(first_rates):,.0f} then {median(last_rates):,.0f} tokens/s",
+    )  # fmt: skip
+    bench.row("the same beside a stream that has just begun, in turns", "1", f"{_beside_young(stream, ids):.3f}")
+    grown = max(resident[1 + filled :]) / max(resident[1 : 1 + filled])
+    bench.row(
+        "resident memory, most later over most at first", "stable", f"{grown:.4f}", grown <= 1.01,
+        f"{resident[-1]:.0f} MB at the end",
+    )  # fmt: skip
+    bench.row("bytes held, at the end over at first", "constant", f"{held[-1] / held[0]:.3f}", held[-1] == held[0])
+
+    model: Any = stream.model
+    far = open_stream(model, SPEC)
+    far.consume(ids[:600])
+    assert far.state is not None
+    far.state.seek(10**9)
+    error = gap(far.feed(ids[600:700])[0], definition(model, ids[:700], SINK, WINDOW)[600:])
+    bench.row("logits at stream position 1,000,000,000 = definition", "equal", f"{error:.1e}", error <= 1e-5)
+
     thin = slice(None, None, max(1, len(places) // 200))
     for name, values in (("perplexity", nats), ("tokens/s", rates), ("megabytes resident", resident)):
-        bench.figures |= {
-            f"{name} over stream position|x": places[thin],
-            f"{name} over stream position|y": values[thin],
-        }
+        bench.figures[f"{name} over stream position|x"] = places[thin]
+        bench.figures[f"{name} over stream position|y"] = values[thin]
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _timed(stream: Any, piece: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Surprisal [T] of `piece`, and the seconds it took."""
+    start = time.perf_counter()
+    surprise = stream.surprisal(piece)[0]
+    return surprise, time.perf_counter() - start
+
+
+def _beside_young(old: Any, ids: torch.Tensor) -> float:
+    """How much faster `old` reads than a newborn stream does: median over pieces, read in turns."""
+    young = open_stream(old.model, SPEC)
+    _timed(young, ids[:PIECE])
+    return median(_timed(young, ids[:PIECE])[1] / _timed(old, ids[:PIECE])[1] for _ in range(9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def book_text() -> tuple[str, str]:
     return "\n".join(
         text for _, text in sorted(topics.items())
     ), "Python's help topics (prose and code, unlike its training)"
+
+
+def perplexity(nats: Tensor) -> float:
+    """e to the mean."""
+    return math.exp(float(nats.double().mean()))
 
 
 def tokens_of(stream: Stream, text: str, count: int) -> list[int]:
