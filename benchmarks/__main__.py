@@ -36,7 +36,9 @@ QUICK: dict[str, Callable[..., dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[[], *ALL], metavar="NAME", help=f"some of {', '.join(ALL)}; all if none")
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *ALL], metavar="NAME", help=f"some of {', '.join(ALL)}; all if none"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes: a trial of the program, not of the library")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results.json and results.png")
     asked = parser.parse_args()

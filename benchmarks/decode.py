@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
 
 from . import rivals
 from .timing import interleaved, multiplying, ratio, reading
-from statistics import median
 
 OURS = "evenflow streaming-llm"
 
 
-def measure(*, length: int = 4096, layers: int = 12, rounds: int = 25, recomputed: int = 3, say: Callable[[str], None] = print) -> dict[str, Any]:
+def measure(
+    *, length: int = 4096, layers: int = 12, rounds: int = 25, recomputed: int = 3, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Milliseconds of each, our ratio to each, and to the floor.
 
     floor: a step of the model without any cache, plus the bytes of the cache ÷ the bandwidth measured in the same
@@ -57,7 +59,11 @@ def measure(*, length: int = 4096, layers: int = 12, rounds: int = 25, recompute
     return {
         "title": f"Decode step, {layers} layers × 768, cache {length}",
         "milliseconds": {name: 1e3 * median(times) for name, times in seconds.items()}
-        | {"recomputation": 1e3 * median(seconds_afresh["recomputation"]), "floor": 1e3 * median(floors), "roofline": 1e3 * roofline},
+        | {
+            "recomputation": 1e3 * median(seconds_afresh["recomputation"]),
+            "floor": 1e3 * median(floors),
+            "roofline": 1e3 * roofline,
+        },
         "ours in units of": {name: ratio(seconds, OURS, name) for name in names}
         | {
             "recomputation": ratio(seconds_afresh, OURS, "recomputation"),

@@ -32,7 +32,9 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
         shown.add_column("ms", justify="right")
         for what, milliseconds in result["milliseconds"].items():
             shown.add_row(what, f"{milliseconds:.3f}")
-        shown.add_row("share of bookkeeping", f"{100 * result['share of bookkeeping']:.1f} % (≤ {100 * BOOKKEEPING:g} %)")
+        shown.add_row(
+            "share of bookkeeping", f"{100 * result['share of bookkeeping']:.1f} % (≤ {100 * BOOKKEEPING:g} %)"
+        )
     elif name == "feed":
         shown.add_column("tokens a feed", justify="right")
         shown.add_column("tokens a second", justify="right")

@@ -45,7 +45,11 @@ def reading(nbytes: int) -> Step:
     """Reads `nbytes` of memory once, the fastest way torch has here: what a decode step has to do with its cache."""
     data = torch.ones(nbytes // 4 // 1024, 1024)
     vector = torch.ones(1024)
-    kernels: dict[str, Step] = {"sum": data.sum, "product": lambda: data @ vector, "norm": lambda: data.view(-1).dot(data.view(-1))}
+    kernels: dict[str, Step] = {
+        "sum": data.sum,
+        "product": lambda: data @ vector,
+        "norm": lambda: data.view(-1).dot(data.view(-1)),
+    }
     seconds = interleaved(kernels, rounds=7, warmup=2)
     return kernels[min(kernels, key=lambda name: median(seconds[name]))]
 

@@ -99,14 +99,22 @@ def _figure(results: Iterable[Result], path: Path) -> Path | None:
                 )
     if not panels:
         return None
-    shown, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    shown, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         for curve, (x, y) in curves.items():
             axis.plot(x, y, marker="o" if len(x) < 20 else None, label=curve or None)
         name, _, below = title.partition(" over ")
         axis.set_title(name)
         axis.set_xlabel(below)
-        axis.set_yscale("log")
+        values = [value for _, y in curves.values() for value in y]
+        if max(values) > 3 * min(values) > 0:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, 1.15 * max(values))  # so that flat looks flat
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if any(curves):
