@@ -72,10 +72,12 @@ class Rope:
 
 
 def reduced_angle(position: int, frequency: float) -> float:
-    """`position · frequency` modulo 2π, exact to the last bit of the result for any integer position."""
+    """`position · frequency` modulo 2π, between −π and π, to within 6e−16 for any integer position."""
     numerator, denominator = frequency.as_integer_ratio()
-    turns = (position * numerator * _INVERSE_TURN // denominator) % (1 << _TURN_BITS)
-    return math.tau * (turns / (1 << _TURN_BITS))
+    whole, half = 1 << _TURN_BITS, 1 << (_TURN_BITS - 1)
+    # Half a turn either way: the nearer an angle is to zero, the finer are the numbers that it is rounded to.
+    turns = (position * numerator * _INVERSE_TURN // denominator + half) % whole - half
+    return math.tau * (turns / whole)
 
 
 @lru_cache(maxsize=64)
