@@ -7,6 +7,7 @@ import inspect
 import sys
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
@@ -16,15 +17,29 @@ MODULES = (
     "evenflow.recipes",
     "evenflow.memory",
     "evenflow.memory.verbs",
-    "evenflow.learn.corpus",
-    "evenflow.learn.pretrain",
+    "evenflow.media",
+    "evenflow.learn",
+    "evenflow.claims",
 )
+# Rooms whose modules are what one calls, rather than names that the room itself gathers.
+BY_MODULE = ("evenflow.learn",)
 
 INTRO = """# API reference
 
 Made from the docstrings by `make docs`; a test fails when it is out of date. Shapes are written in square brackets:
 B rows, T or m tokens, V vocabulary, H_q and H_kv query and key heads, D channels of a head, S sinks, W window tokens.
 """
+
+
+def pages() -> list[str]:
+    """Dotted names of all modules that are described, in order."""
+    found = []
+    for path in MODULES:
+        found.append(path)
+        if path in BY_MODULE:
+            inside = iter_modules(import_module(path).__path__)
+            found += sorted(f"{path}.{module.name}" for module in inside if not module.name.startswith("_"))
+    return found
 
 
 def public(module: ModuleType) -> list[str]:
@@ -94,7 +109,7 @@ def reference() -> str:
     """The whole page."""
     lines: list[str] = [INTRO]
     shown: set[int] = set()
-    for path in MODULES:
+    for path in pages():
         module = import_module(path)
         names = [(name, getattr(module, name)) for name in public(module)]
         new = [(name, value) for name, value in names if callable(value) and not inspect.ismodule(value)]
