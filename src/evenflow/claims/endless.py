@@ -26,7 +26,11 @@ PIECE = 4096  # tokens between two looks at the clock
 @claim("endless")
 def endless(bench: Bench) -> None:
     """Four million tokens in one session, as well predicted, as fast and in as little memory at the end as at first."""
-    length, part = (4_000_000, 100_000) if bench.full else (100_000, 20_000)
+    read(bench, *((4_000_000, 100_000, 2000) if bench.full else (100_000, 20_000, 400)))
+
+
+def read(bench: Bench, length: int, part: int, count: int) -> None:
+    """`length` tokens; the last `part` of them beside the first, and at `count` of those places beside re-computation."""
     stream = open_stream("tiny", SPEC)
     text, kind = book_text()
     ids = torch.tensor(tokens_of(stream, text, length))
@@ -53,7 +57,7 @@ def endless(bench: Bench) -> None:
             )
     bench.row("tokens/s over all", "–", f"{length / (time.perf_counter() - began):,.0f}")
 
-    tail, count = torch.cat(last)[-part:], 2000 if bench.full else 400
+    tail = torch.cat(last)[-part:]
     sample = torch.linspace(length - part, length - 1, count).long().unique()
     here = tail[sample - (length - part)]
     for name, sink in (("re-computation's", 0), ("re-computation's behind the start token", 1)):
@@ -81,10 +85,10 @@ def endless(bench: Bench) -> None:
 
     model: Any = stream.model
     far = open_stream(model, SPEC)
-    far.consume(ids[:600])
+    far.consume(ids[:300])
     assert far.state is not None
     far.state.seek(10**9)
-    error = gap(far.feed(ids[600:700])[0], definition(model, ids[:700], SINK, WINDOW)[600:])
+    error = gap(far.feed(ids[300:350])[0], definition(model, ids[:350], SINK, WINDOW)[300:])
     bench.row("logits at stream position 1,000,000,000 = definition", "equal", f"{error:.1e}", error <= 1e-5)
 
     thin = slice(None, None, max(1, len(places) // 200))
@@ -109,6 +113,6 @@ def _timed(stream: Any, piece: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 def _beside_young(old: Any, ids: torch.Tensor) -> float:
     """How much faster `old` reads than a newborn stream does: median over pieces, read in turns."""
-    young = open_stream(old.model, SPEC)
-    _timed(young, ids[:PIECE])
-    return median(_timed(young, ids[:PIECE])[1] / _timed(old, ids[:PIECE])[1] for _ in range(9))
+    young, piece = open_stream(old.model, SPEC), ids[:1024]
+    _timed(young, piece)
+    return median(_timed(young, piece)[1] / _timed(old, piece)[1] for _ in range(9))

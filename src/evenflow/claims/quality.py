@@ -24,9 +24,13 @@ def ratio_of(one: Tensor, other: Tensor) -> tuple[float, float]:
 @claim("streaming-llm-quality")
 def quality(bench: Bench) -> None:
     """Sinks and a window read as well as re-computation; dense attention fails past its training length."""
+    compare(bench, *((40_000, 4000) if bench.full else (12_000, 500)))
+
+
+def compare(bench: Bench, length: int, count: int) -> None:
+    """All memories on the same `length` tokens; re-computation at `count` places among them."""
     tiny = open_stream("tiny", "full")
     text, kind = book_text()
-    length = 60_000 if bench.full else 12_000
     ids = tokens_of(tiny, text, length)
     trained = int(tiny.model.config.max_position_embeddings)
     bench.row("text", "PG19", kind, note=f"{length:,} tokens; the model was trained on samples of {trained}")
@@ -40,7 +44,7 @@ def quality(bench: Bench) -> None:
     beyond = full[4 * trained :]
     streamed = nats(f"streaming-llm(sink=4, window={CACHE - 4})")
     windowed = nats(f"window(window={CACHE})")
-    places = torch.linspace(CACHE, length - 1, 4000 if bench.full else 500).long().unique().tolist()
+    places = torch.linspace(CACHE, length - 1, count).long().unique().tolist()
     bench.say(f"re-computing at {len(places)} places")
     fresh = recomputed_nats(tiny, ids, places, CACHE)
     with_start = recomputed_nats(tiny, ids, places, CACHE - 1, sink=1)

@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from itertools import cycle
 from pathlib import Path
 
 from .result import Result, Row, machine, markdown
@@ -105,8 +106,8 @@ def _figure(results: Iterable[Result], path: Path) -> Path | None:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        for curve, (x, y) in curves.items():
-            axis.plot(x, y, marker="o" if len(x) < 20 else None, label=curve or None)
+        for style, (curve, (x, y)) in zip(cycle(("-", "--", ":")), curves.items(), strict=False):
+            axis.plot(x, y, style, marker="o" if len(x) < 20 else None, label=curve or None)
         name, _, below = title.partition(" over ")
         axis.set_title(name)
         axis.set_xlabel(below)

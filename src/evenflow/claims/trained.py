@@ -42,9 +42,11 @@ def share_of_first(model: LlamaForCausalLM, ids: Tensor) -> float:
 @claim("streaming-llm-trained")
 def trained(bench: Bench) -> None:
     """A model that has grown a sink fails in the moment it loses it, and one kept token brings it back."""
-    bench.say("training a model of bigrams with back-copies")
-    model, task = backcopy.train(progress=_steps(bench))
-    length = 4000 if bench.full else 1000
+    sinks(bench, *backcopy.train(progress=_steps(bench)), 4000 if bench.full else 1000)
+
+
+def sinks(bench: Bench, model: LlamaForCausalLM, task: backcopy.BackCopy, length: int) -> None:
+    """What the eviction of the first token does to a model, in streams of `length` tokens of its task."""
     ids = torch.stack([task.stream(length, seed=10_000 + row) for row in range(ROWS)])
     share = share_of_first(model, ids[:, :64])
     bench.row(
