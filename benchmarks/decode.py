@@ -12,6 +12,7 @@ from . import rivals
 from .timing import interleaved, multiplying, ratio, reading
 
 OURS = "evenflow streaming-llm"
+BYTES, PRODUCT = "reading as many bytes as the cache has", "a product of two 1024 × 1024 matrices"
 
 
 def measure(
@@ -42,17 +43,17 @@ def measure(
         say(f"decode: filling {name}")
         reads[name] = make()
     steps = {name: (lambda read=read: read(token)) for name, read in reads.items()}
-    steps["read the cache's bytes"] = reading(cache_bytes)
+    steps[BYTES] = reading(cache_bytes)
     product, operations = multiplying()
-    steps["product"] = product
+    steps[PRODUCT] = product
     say("decode: timing")
     seconds = interleaved(steps, rounds)
     say("decode: timing recomputation")
     afresh = rivals.recomputed(model, length, prompt)
     seconds_afresh = interleaved({OURS: steps[OURS], "recomputation": lambda: afresh(token)}, recomputed, warmup=0)
-    bandwidth = cache_bytes / median(seconds["read the cache's bytes"])
-    rate = operations / median(seconds["product"])
-    floors = [a + b for a, b in zip(seconds["model without cache"], seconds["read the cache's bytes"], strict=True)]
+    bandwidth = cache_bytes / median(seconds[BYTES])
+    rate = operations / median(seconds[PRODUCT])
+    floors = [a + b for a, b in zip(seconds["model without cache"], seconds[BYTES], strict=True)]
     arithmetic = (weight_bytes + cache_bytes) / 4 * 2
     roofline = (weight_bytes + cache_bytes) / bandwidth
     names = [name for name in reads if name != OURS]

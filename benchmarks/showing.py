@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .decode import OURS
+from .decode import BYTES, OURS, PRODUCT
 
 # What a figure has to be to count as good: "at most".
 WANTED = {"transformers DynamicCache": 0.6, "floor": 1.25, "recomputation": 1 / 80}
@@ -64,7 +64,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
         result = results[name]
         axis.set_title(result["title"], fontsize=10)
         if name in ("decode", "bookkeeping"):
-            bars = {k: v for k, v in result["milliseconds"].items() if k not in ("product", "read the cache's bytes")}
+            bars = {k: v for k, v in result["milliseconds"].items() if k not in (BYTES, PRODUCT)}
             ordered = sorted(bars, key=lambda k: -bars[k])
             colours = ["tab:blue" if k == OURS else "lightgrey" for k in ordered]
             drawn = axis.barh(ordered, [bars[k] for k in ordered], color=colours)

@@ -47,7 +47,7 @@ def reading(nbytes: int) -> Step:
     vector = torch.ones(1024)
     kernels: dict[str, Step] = {
         "sum": data.sum,
-        "product": lambda: data @ vector,
+        "times a vector": lambda: data @ vector,
         "norm": lambda: data.view(-1).dot(data.view(-1)),
     }
     seconds = interleaved(kernels, rounds=7, warmup=2)
