@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.memory import Absolute, Memory, Rope
+from evenflow.memory import Absolute, Memory, Rope, attention
 
 from .drive import random_inputs, run
 from .oracle import streaming_attention
@@ -168,3 +168,20 @@ def test_rows_of_different_age_equal_rows_alone(data):
             assert state.positions[row] == single.position
             for layer in range(2):
                 assert state.held(layer, row) == single.held(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_kernels_of_a_decode_step_agree(dtype, masked, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 16, generator=generator).to(dtype) for h, n in ((4, 1), (2, 50), (2, 50)))
+    bias = torch.zeros(2, 1, 1, 50, dtype=dtype).masked_fill_(torch.arange(50) > 30, -torch.inf) if masked else None
+    results = []
+    for large in (0, 1 << 60):
+        monkeypatch.setattr(attention, "LARGE", large)
+        results.append(attention.softmax_attention(q, k, v, bias, 0.3, None).double())
+    exact = attention.softmax_attention(
+        q.double(), k.double(), v.double(), None if bias is None else bias.double(), 0.3, None
+    )
+    for result in results:
+        assert (result - exact).abs().max() < 8 * torch.finfo(dtype).eps
