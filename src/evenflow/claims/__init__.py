@@ -1,6 +1,6 @@
 """Claims: what a paper promised, measured here and now, beside what the paper printed."""
 
-from . import endless, exactness, quality, speed, trained
+from . import endless, exactness, quality, repeats, speed, trained
 from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
