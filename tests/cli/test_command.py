@@ -124,6 +124,47 @@ class TestRead:
         assert again["tokens"] == whole["tokens"]
         assert math.isclose(again["nats_per_token"], whole["nats_per_token"], rel_tol=1e-5)
 
+    def test_a_killed_reading_goes_on_from_its_last_saving(self, tmp_path):
+        book, state = tmp_path / "book.txt", tmp_path / "state"
+        book.write_text(TEXT * 4)
+        whole = summaries(evenflow("read", str(book), "--json").stdout)[0]
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "evenflow", "read", str(book), "--save", str(state), "--save-every", "1",
+             "--chunk", "32"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not state.exists():
+            assert time.monotonic() < deadline and reader.poll() is None
+            time.sleep(0.005)
+        reader.kill()
+        reader.wait()
+        rest = evenflow("read", str(book), "--json", "--resume", str(state))
+        assert rest.returncode == 0, rest.stderr
+        again = summaries(rest.stdout)[0]
+        assert again["tokens"] == whole["tokens"]
+        assert math.isclose(again["nats_per_token"], whole["nats_per_token"], rel_tol=1e-5)
+
+    def test_another_text_is_read_from_its_start_by_a_resumed_session(self, book, tmp_path):
+        state, second = tmp_path / "state", tmp_path / "second.txt"
+        second.write_text(TEXT[:500])
+        alone = summaries(evenflow("read", str(second), "--json").stdout)[0]["tokens"]
+        first = summaries(evenflow("read", str(book), "--json", "--save", str(state)).stdout)[0]["tokens"]
+        both = evenflow("read", str(second), "--json", "--resume", str(state))
+        assert both.returncode == 0 and "read from its start" in both.stderr
+        assert summaries(both.stdout)[0]["tokens"] == first + alone
+        written = tmp_path / "written"
+        assert evenflow("write", "--tokens", "3", "--save", str(written)).returncode == 0
+        after = evenflow("read", str(second), "--json", "--resume", str(written))
+        assert after.returncode == 0 and summaries(after.stdout)[0]["tokens"] == alone
+
+    def test_what_was_read_before_an_error_is_shown_and_saved(self, tmp_path):
+        text, state = tmp_path / "text", tmp_path / "state"
+        text.write_bytes(TEXT.encode() + b"\0\n")
+        done = evenflow("read", str(text), "--chunk", "64", "--save", str(state))
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"evenflow: {text} is not text")
+        assert "Perplexity was" in done.stdout and state.exists()
+
     def test_interrupting_a_followed_log_shows_and_saves(self, book, tmp_path):
         log, state = tmp_path / "app.log", tmp_path / "state"
         log.write_text("".join(TEXT.splitlines(keepends=True)[:40]))
@@ -173,10 +214,11 @@ class TestWrite:
         more = evenflow("write", "--resume", str(state), "--tokens", "5", "--seed", "1")
         assert more.returncode == 0 and "5 tokens" in more.stderr
 
-    def test_a_reader_that_goes_away_ends_it_quietly(self):
-        shell = f"{sys.executable} -m evenflow write --seed 1 | head -c 20"
+    def test_a_reader_that_goes_away_ends_it_quietly_and_saved(self, tmp_path):
+        state = tmp_path / "state"
+        shell = f"{sys.executable} -m evenflow write --seed 1 --save {state} | head -c 20"
         done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120)
-        assert len(done.stdout) == 20 and "Traceback" not in done.stderr
+        assert len(done.stdout) == 20 and "Traceback" not in done.stderr and state.exists()
 
 
 def test_recipes_as_table_and_json():
@@ -214,6 +256,8 @@ def bad(tmp_path_factory, book):
         (["read", "{book}", "--model", "{bad}/none"], "no model folder"),
         (["read", "{book}", "--model", "{bad}"], "holds no model"),
         (["read", "{book}", "--lmit", "3"], "--limit"),
+        (["read", "{book}", "--figure", "x.foo"], ".png"),
+        (["read", "{book}", "--save", "{bad}"], "it is a folder"),
         (["read"], "Missing argument"),
         (["write", "--temperature", "-1"], "temperature"),
         (["write", "--tokens", "0"], "tokens"),
@@ -226,6 +270,15 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, bad, book):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_closed_streams_and_poor_terminals(book):
+    command = f"{sys.executable} -m evenflow"
+    closed = subprocess.run(["bash", "-c", f"{command} read - <&-"], capture_output=True, text=True, timeout=120)
+    assert closed.returncode == 2 and closed.stderr.strip() == (
+        "evenflow: standard input is closed; give it a text, or name a file"
+    )
+    assert process("recipes", PYTHONIOENCODING="ascii").returncode == 0
 
 
 def test_a_terminal_is_redrawn_and_left_clean(book):

@@ -1,12 +1,14 @@
 """What is counted while reading, without a process around it."""
 
 import math
+import signal
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from evenflow.cli.reading import Reading, Track
+from evenflow.cli.reading import POINT, POINTS, Reading, Track
 from evenflow.cli.showing import amount, number, perplexity, seen, summary
 from evenflow.cli.writing import Speller
 from evenflow.media import Line
@@ -71,6 +73,33 @@ def test_notes_go_on_counting():
     later = Reading([Track("one", Predictor(Memory(window=3)))], encode, 2)
     later.recall(reading.notes())
     assert later.tracks[0].tokens == 3 and later.offset == 4 and later.number == 2
+
+
+def test_ctrl_c_never_parts_what_was_read_from_what_is_known_of_it():
+    track = Track("one", Predictor(Memory(window=3)))
+
+    def interrupt(ids, surprisal=track.stream.surprisal):
+        nats = surprisal(ids)
+        signal.raise_signal(signal.SIGINT)
+        return nats
+
+    track.stream.surprisal = interrupt
+    reading = Reading([track], encode, 2)
+    with pytest.raises(KeyboardInterrupt):
+        list(reading.run(text("abcdefg\n", "hi\n"), None, None))
+    assert len(track.stream.read) == track.tokens == reading.tokens == 7
+    assert (reading.offset, reading.number) == (8, 2)
+
+
+def test_a_curve_without_end_has_points_with_an_end():
+    track = Track("one", Predictor(Memory(window=3)))
+    track.mark()
+    for _ in range(3 * POINTS):
+        track.read([1] * POINT)
+    track.finish()
+    positions = [point.position for point in track.curve]
+    assert len(positions) <= POINTS and positions[0] == 0 and positions[-1] == track.tokens
+    assert {b - a for a, b in pairwise(positions)} == {4 * POINT}
 
 
 def test_the_two_sentences_say_what_the_figures_say():

@@ -134,6 +134,14 @@ def test_a_followed_log_is_read_through_growth_truncation_and_rotation(tmp_path,
     assert seen == ["first\n", "second é\n", "new\n", "rotated\n", "end\n"]
 
 
+def test_a_log_that_was_rotated_while_nobody_looked_is_read_from_its_start(tmp_path):
+    path = tmp_path / "app.log"
+    path.write_bytes(b"new\n")
+    source = lines(path, follow=True, offset=100, number=9)
+    assert next(source) == Line("new\n", 1, 0)
+    source.close()
+
+
 def test_standard_input_says_when_there_is_nothing_for_the_moment(monkeypatch):
     out, into = os.pipe()
     with os.fdopen(out) as reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -28,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog="Examples:\n\nevenflow read book.txt\n\nevenflow read app.log --follow --surprise 20 --save app.evenflow\n\n"
+    "evenflow write --prompt 'The sea'\n\nevenflow recipes\n\nevenflow claims list",
 )
 claims = typer.Typer(help="Measure what the papers promised.", no_args_is_help=True)
 app.add_typer(claims, name="claims")
@@ -36,14 +39,19 @@ Model = Annotated[str, typer.Option("--model", help='A model folder, a hub name,
 
 
 @app.command(
-    epilog="Examples:  evenflow read book.txt   |   journalctl -f | evenflow read - --surprise 20   |   "
-    "evenflow read big.log --memory 'streaming-llm(sink=4, window=252)' --memory full --patience 60"
+    epilog="Examples:\n\nevenflow read book.txt\n\njournalctl -f | evenflow read - --surprise 20\n\n"
+    "evenflow read app.log --follow --save app.evenflow\n\n"
+    "evenflow read book.txt --memory 'streaming-llm(window=252)' --memory full --patience 60"
 )
 def read(
     source: Annotated[str, typer.Argument(metavar="FILE|-", help="The text to read; - is standard input.")],
     memory: Annotated[
         list[str] | None,
-        typer.Option("--memory", help=f"What to keep, see `evenflow recipes`; repeat to compare. [{DEFAULT_MEMORY}]"),
+        typer.Option(
+            "--memory",
+            help="What to keep, see `evenflow recipes`; repeat to compare.",
+            show_default=DEFAULT_MEMORY,
+        ),
     ] = None,
     model: Model = "tiny",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for the file to grow, like tail -F.")] = False,
@@ -51,10 +59,14 @@ def read(
     save: Annotated[Path | None, typer.Option(help="Save the session here, every so often and at the end.")] = None,
     save_every: Annotated[int, typer.Option(help="Tokens between two savings.", min=1)] = 20_000,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with a saved session, and in the file where it was.")
+        Path | None,
+        typer.Option(help="Go on with a saved session, and in the same file where it was; another is read whole."),
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw the curves here (PNG). [evenflow-read.png with several memories]")
+        Path | None,
+        typer.Option(
+            help="Draw the curves here (PNG, PDF or SVG).", show_default="evenflow-read.png with several memories"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after the line that reaches so many tokens.", min=1)] = None,
     patience: Annotated[
@@ -78,17 +90,23 @@ def read(
         raise ValueError("the same --memory was given twice")
     drawn = figure or (Path("evenflow-read.png") if len(specs) > 1 else None)
     for path in (save, drawn):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ValueError(f"cannot write {path}: there is no folder {path.resolve().parent}")
+        _check_writable(path)
+    if drawn and drawn.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"cannot draw {drawn}: its name has to end in .png, .pdf or .svg")
     source_lines = lines(source, follow)
     first = next(source_lines, None) if source != "-" else None  # a missing file is told before a model is loaded
     streams = _streams(model, specs, resume)
     reading = Reading([Track(s.memory.spec, s) for s in streams], _encoder(streams[0]), chunk, surprise)
+    place = "-" if source == "-" else str(Path(source).resolve())
     if resume:
-        reading.recall(streams[0].notes)
-        if source != "-":
+        notes = streams[0].notes
+        if "offset" in notes:
+            reading.recall(notes, same=notes["source"] == place)
+        if reading.offset:
             source_lines.close()
             source_lines, first = lines(source, follow, reading.offset, reading.number), None
+        elif source != "-":
+            print(f"{resume} was not saved while reading {source}: it is read from its start", file=sys.stderr)
     else:
         for stream in streams:
             begin = getattr(stream.tokenizer, "bos_token_id", None)
@@ -103,11 +121,12 @@ def read(
 
     def keep() -> None:
         if save is not None:
-            streams[0].notes = reading.notes()
+            streams[0].notes = {**reading.notes(), "source": place}
             streams[0].save(save)
 
     view = _json_view(reading) if as_json else _view(reading, console)
     start = saved = reading.tokens
+    trouble: Exception | None = None
     try:
         with view as show, contextlib.suppress(KeyboardInterrupt):
             for _ in reading.run(everything(), limit, patience):
@@ -115,9 +134,12 @@ def read(
                 if save is not None and reading.tokens - saved >= save_every:
                     saved = reading.tokens
                     keep()
-    finally:
-        for track in reading.tracks:
-            track.finish()
+    except (ValueError, OSError) as error:
+        if reading.tokens == start:
+            raise
+        trouble = error  # what was read until then is still shown and saved
+    for track in reading.tracks:
+        track.finish()
     if reading.tokens == start:
         what = "nothing new to read" if resume else "no text; there is nothing to read"
         raise ValueError(f"{'standard input' if source == '-' else source} holds {what}")
@@ -129,21 +151,22 @@ def read(
             _say_json({"kind": "surprise", **vars(odd)})
         for track in reading.tracks:
             _say_json({"kind": "summary", **summary(track)})
-        return
-    out = _stdout()
-    if surprise:
-        out.print(odd_lines(reading.odd, reading.tracks[0].name))
-    out.print(final_table(reading.tracks))
-    if drawn:
-        out.print(f"Figure: {drawn}", soft_wrap=True, highlight=False)
-    for sentence in seen(reading.tracks):
-        out.print(sentence, soft_wrap=True, highlight=False)
-    if save is not None:
-        out.print(f"Saved at token {reading.tokens:,}: go on with --resume {save}", soft_wrap=True, highlight=False)
+    else:
+        out = _stdout()
+        if surprise:
+            out.print(odd_lines(reading.odd, reading.tracks[0].name))
+        out.print(final_table(reading.tracks))
+        said = [f"Figure: {drawn}"] if drawn else []
+        said += seen(reading.tracks)
+        said += [f"Saved at token {reading.tokens:,}: go on with --resume {save}"] if save is not None else []
+        for sentence in said:
+            out.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    if trouble is not None:
+        raise trouble
 
 
 @app.command(
-    epilog="Examples:  evenflow write --prompt 'The sea'   |   evenflow write --tokens 200 --seed 7 > story.txt"
+    epilog="Examples:\n\nevenflow write --prompt 'The sea'\n\nevenflow write --tokens 200 --seed 7 > story.txt"
 )
 def write(
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
@@ -158,11 +181,11 @@ def write(
     resume: Annotated[Path | None, typer.Option(help="Go on with a saved session.")] = None,
 ) -> None:
     """Write for ever, at the same cost for every token, until stopped."""
+    from .reading import whole
     from .showing import amount
     from .writing import Speller
 
-    if save is not None and not save.resolve().parent.is_dir():
-        raise ValueError(f"cannot write {save}: there is no folder {save.resolve().parent}")
+    _check_writable(save)
     stream = _streams(model, [memory], resume)[0]
     if stream.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so there is no text to write")
@@ -174,19 +197,28 @@ def write(
     if fed is None and stream.position == 0:
         raise ValueError("this model has no start-of-text token; give a --prompt")
     speller, count, began = Speller(stream.tokenizer), 0, time.perf_counter()
-    sys.stdout.write(prompt)
-    with contextlib.suppress(KeyboardInterrupt):
-        for token in stream.generate(fed, tokens, temperature, top_p, seed, top_k=top_k):
-            sys.stdout.write(speller.add(token))
-            sys.stdout.flush()
-            count += 1
-    sys.stdout.write(speller.rest() + "\n")
-    sys.stdout.flush()
+    writing = stream.generate(fed, tokens, temperature, top_p, seed, top_k=top_k)
+    try:
+        sys.stdout.write(prompt)
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                with whole():
+                    token = next(writing, None)
+                    if token is None:
+                        break
+                    sys.stdout.write(speller.add(token))
+                    sys.stdout.flush()
+                    count += 1
+        sys.stdout.write(speller.rest() + "\n")
+        sys.stdout.flush()
+    finally:
+        if save is not None:
+            stream.save(save)
     rate = count / max(1e-9, time.perf_counter() - began)
     held = amount(stream.nbytes)
     print(f"{count:,} tokens, {rate:,.0f}/s, {held} held, position {stream.position:,}", file=sys.stderr)
     if save is not None:
-        stream.save(save)
         print(f"saved: go on with --resume {save}", file=sys.stderr)
 
 
@@ -258,6 +290,14 @@ def _streams(model: str, specs: list[str], resume: Path | None) -> list[Stream]:
     first = open_stream(model, memories[0], batch=1)
     others = [open_stream(first.model, memory, tokenizer=first.tokenizer, batch=1) for memory in memories[1:]]
     return [first, *others]
+
+
+def _check_writable(path: Path | None) -> None:
+    """Told before hours of work, not after them."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.resolve().parent}")
+    if path is not None and path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
 
 
 def _quiet_transformers() -> None:
@@ -351,6 +391,9 @@ def _say_json(values: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command: what a user can put right is one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a character shows a question mark for it
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()

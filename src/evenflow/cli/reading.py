@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,7 +18,8 @@ import torch
 from ..media import Line
 from ..models import Stream
 
-POINT = 1024  # tokens between two points of a curve
+POINT = 1024  # tokens between two points of a curve, at first
+POINTS = 1024  # of a curve at most; then every other one goes, so that a stream without end has a curve with one
 SHORT = 4  # a line of fewer tokens counts as one of so many: one odd word is no odd line
 
 
@@ -41,6 +45,7 @@ class Track:
     counted: int = 0
     seconds: float = 0.0
     curve: list[Point] = field(default_factory=list)
+    spacing: int = POINT
     stopped: str | None = None
 
     def read(self, ids: list[int]) -> torch.Tensor:
@@ -52,18 +57,24 @@ class Track:
         self.nats += float(known.double().sum())
         self.counted += len(known)
         self.tokens += len(ids)
-        if self.tokens - self.curve[-1].position >= POINT:
+        if self.tokens - self.curve[-1].position >= self.spacing:
             self.mark()
         return nats
 
     def mark(self) -> None:
         """Put the present state on the curve."""
         self.curve.append(Point(self.tokens, self.nats, self.counted, self.seconds, self.stream.nbytes))
+        if len(self.curve) > POINTS:
+            del self.curve[1::2]
+            self.spacing *= 2
 
     def finish(self) -> None:
-        """The curve ends where the track does."""
-        if self.curve and self.curve[-1].position < self.tokens:
-            self.mark()
+        """The curve ends where the track does; a short rest joins the piece before it."""
+        if not self.curve or self.curve[-1].position == self.tokens:
+            return
+        if len(self.curve) > 2 and self.tokens - self.curve[-1].position < self.spacing / 2:
+            self.curve.pop()
+        self.mark()
 
     @property
     def nats_per_token(self) -> float:
@@ -94,6 +105,22 @@ class Odd:
     text: str
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Ctrl-C waits until this is done, so that what was read and what is known about it never part."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 class Reading:
     """A text on its way through some tracks: lines in, tokens in chunks through every memory, odd lines noted."""
 
@@ -120,12 +147,14 @@ class Reading:
                 self._ids += ids
                 self._lines.append((line, len(ids)))
             if self._ids and (line is None or len(self._ids) >= self.chunk or left <= 0):
-                self._flush(patience)
+                with whole():
+                    self._flush(patience)
                 yield
             if left <= 0 or all(track.stopped for track in self.tracks):
                 break
         if self._ids:
-            self._flush(patience)
+            with whole():
+                self._flush(patience)
             yield
         for track in self.tracks:
             track.finish()
@@ -166,9 +195,10 @@ class Reading:
             "counted": track.counted,
         }
 
-    def recall(self, notes: dict[str, Any]) -> None:
-        """Go on counting where a saved reading was."""
+    def recall(self, notes: dict[str, Any], same: bool = True) -> None:
+        """Go on counting where a saved reading was, and if it is the `same` source, go on there in it too."""
         track = self.tracks[0]
-        self.offset, self.number = int(notes["offset"]), int(notes["number"])
+        if same:
+            self.offset, self.number = int(notes["offset"]), int(notes["number"])
         self.tokens = track.tokens = int(notes["tokens"])
         track.nats, track.counted = float(notes["nats"]), int(notes["counted"])

@@ -153,7 +153,7 @@ def figure(reading: Reading, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     shown, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     # The widest curve first, so that none hides another that lies on it.
@@ -172,6 +172,11 @@ def figure(reading: Reading, path: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel("tokens read")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)

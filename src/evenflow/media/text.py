@@ -85,7 +85,12 @@ def _file(path: Path, follow: bool, offset: int) -> Iterator[bytes | Restart | N
     file: BinaryIO = path.open("rb")
     try:
         if offset > path.stat().st_size:
-            raise ValueError(f"{path} is shorter than what was read of it ({offset:,} bytes): it is another file now")
+            if not follow:
+                raise ValueError(
+                    f"{path} is shorter than what was read of it ({offset:,} bytes): it is another file now"
+                )
+            offset = 0  # rotated while nobody looked
+            yield Restart()
         file.seek(offset)
         while True:
             while block := file.read(BLOCK):
@@ -96,19 +101,23 @@ def _file(path: Path, follow: bool, offset: int) -> Iterator[bytes | Restart | N
             time.sleep(POLL)
             try:
                 now = path.stat()
+                if now.st_ino == os.fstat(file.fileno()).st_ino and now.st_size >= file.tell():
+                    continue
+                fresh = path.open("rb")
             except FileNotFoundError:
                 continue  # between the two halves of a rotation
-            if now.st_ino != os.fstat(file.fileno()).st_ino or now.st_size < file.tell():
-                while block := file.read(BLOCK):
-                    yield block
-                file.close()
-                file = path.open("rb")
-                yield Restart()
+            while block := file.read(BLOCK):
+                yield block
+            file.close()
+            file = fresh
+            yield Restart()
     finally:
         file.close()
 
 
 def _standard_input() -> Iterator[bytes | None]:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; give it a text, or name a file")
     handle = sys.stdin.fileno()
     while True:
         if not select.select([handle], [], [], 0)[0]:
