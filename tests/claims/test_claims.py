@@ -11,7 +11,7 @@ from evenflow import claims
 from evenflow.claims import registry
 from evenflow.claims.result import Result, Row
 from evenflow.claims.texts import book_text, recomputed_nats, tokens_of
-from evenflow.learn import backcopy
+from evenflow.learn import backcopy, toys
 
 
 def test_every_recipe_points_to_claims_that_exist():
@@ -123,6 +123,16 @@ def test_a_random_model_has_no_sink():
     task = backcopy.BackCopy()
     bench = rows_of(claims.trained.sinks, small(task.vocabulary), task, 80)
     assert bench.rows[0].holds is False and any("window alone over one sink" in row.what for row in bench.rows)
+
+
+def test_untrained_models_show_no_effect_and_say_so():
+    task = toys.Repeat(sink=True)
+    model = small(task.vocabulary)
+    bench = rows_of(claims.repeats.after_eviction, {True: (model, task), False: (model, toys.Repeat(sink=False))}, 2)
+    verdicts = {row.what: row.holds for row in bench.rows}
+    assert verdicts["8. dropping a dedicated sink"] is False
+    bench = rows_of(claims.repeats.forgetting, model, task, 4)
+    assert [row.holds for row in bench.rows if "window 36" in row.what] == [False]
 
 
 def small(vocabulary):

@@ -5,6 +5,6 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "describe", "endless", "exactness", "markdown", "names", "quality", "report", "run",
+    "Result", "Row", "describe", "endless", "exactness", "markdown", "names", "quality", "repeats", "report", "run",
     "speed", "table", "trained",
 ]  # fmt: skip

@@ -27,6 +27,11 @@ class Bench:
         self.rows.append(Row(what, paper, ours, None if holds is None else bool(holds), note))
         self.say(f"{what}: {ours}")
 
+    def trained(self, step: int, steps: int, loss: float) -> None:
+        """Tell how far a training is, five times."""
+        if step % max(1, steps // 5) == 0:
+            self.say(f"training: step {step:,} of {steps:,}, loss {loss:.3f}")
+
 
 Claim = Callable[[Bench], None]
 _claims: dict[str, Claim] = {}

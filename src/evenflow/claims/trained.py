@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -42,7 +40,7 @@ def share_of_first(model: LlamaForCausalLM, ids: Tensor) -> float:
 @claim("streaming-llm-trained")
 def trained(bench: Bench) -> None:
     """A model that has grown a sink fails in the moment it loses it, and one kept token brings it back."""
-    sinks(bench, *backcopy.train(progress=_steps(bench)), 4000 if bench.full else 1000)
+    sinks(bench, *backcopy.train(progress=bench.trained), 4000 if bench.full else 1000)
 
 
 def sinks(bench: Bench, model: LlamaForCausalLM, task: backcopy.BackCopy, length: int) -> None:
@@ -69,11 +67,3 @@ def sinks(bench: Bench, model: LlamaForCausalLM, task: backcopy.BackCopy, length
         at = "perplexity around the first eviction over tokens read"
         bench.figures[f"{at}|x|{name}"] = [float(n) for n in places]
         bench.figures[f"{at}|y|{name}"] = [perplexity(found[sink][:, n]) for n in places]
-
-
-def _steps(bench: Bench) -> Callable[[int, int, float], None]:
-    def tell(step: int, steps: int, loss: float) -> None:
-        if step % max(1, steps // 5) == 0:
-            bench.say(f"step {step} of {steps}, loss {loss:.3f}")
-
-    return tell
