@@ -109,13 +109,17 @@ def seen(tracks: list[Track]) -> list[str]:
         for row in [*bounded[-1:], *growing[:1]]
     ]
     sentences.append("; ".join(cost) + ".")
-    shared = min(track.tokens for track in tracks)
+    points = [{point.position: point for point in track.curve if point.counted} for track in tracks]
+    shared = max(set.intersection(*map(set, points)), default=0)
     if len(tracks) > 1 and shared:
-        at = {track.name: _perplexity_until(track, shared) for track in tracks}
+        at = {
+            track.name: perplexity(known[shared].nats / known[shared].counted)
+            for track, known in zip(tracks, points, strict=True)
+        }
         order = sorted(at, key=lambda name: at[name])
         worst = f"{order[-1]} worst, at {number(at[order[-1]])}"
         sentences.append(
-            f"Over the {shared:,} tokens that all of them read, {order[0]} predicted best, at perplexity "
+            f"Over the first {shared:,} tokens, which all of them read, {order[0]} predicted best, at perplexity "
             f"{number(at[order[0]])}, and {worst}."
         )
     else:
@@ -124,11 +128,6 @@ def seen(tracks: list[Track]) -> list[str]:
             f"Perplexity was {number(rows[0]['perplexity'])} overall and {last} over the last quarter of the stream."
         )
     return sentences
-
-
-def _perplexity_until(track: Track, tokens: int) -> float:
-    point = next((p for p in reversed(track.curve) if p.position <= tokens and p.counted), track.curve[-1])
-    return perplexity(point.nats / point.counted) if point.counted else math.nan
 
 
 def odd_lines(odd: list[Odd], name: str) -> Table:
@@ -155,19 +154,18 @@ def figure(reading: Reading, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    shown, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    shown, axes = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
     # The widest curve first, so that none hides another that lies on it.
     for place, track in enumerate(reading.tracks):
         pieces = [(a, b) for a, b in track.pieces() if b.counted > a.counted]
         if not pieces:
             continue
-        style: dict[str, Any] = {"label": track.name, "linewidth": 3.2 - 0.9 * min(place, 2), "alpha": 0.9}
+        label = f"{track.name}, {track.stopped}" if track.stopped else track.name
+        style: dict[str, Any] = {"label": label, "linewidth": 3.2 - 0.9 * min(place, 2), "alpha": 0.9}
         at = [b.position for _, b in pieces]
         axes[0].plot(at, [perplexity((b.nats - a.nats) / (b.counted - a.counted)) for a, b in pieces], **style)
         axes[1].plot(at, [b.nbytes / 1e6 for _, b in pieces], **style)
         axes[2].plot(at, [1000 * (b.seconds - a.seconds) / (b.position - a.position) for a, b in pieces], **style)
-        if track.stopped:
-            axes[1].annotate("stopped", (at[-1], pieces[-1][1].nbytes / 1e6), fontsize=8)
     for axis, title in zip(axes, ("perplexity", "megabytes held", "milliseconds per token"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("tokens read")
@@ -179,6 +177,6 @@ def figure(reading: Reading, path: Path) -> None:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
+    shown.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8, frameon=False)
     shown.savefig(path, dpi=130)
     pyplot.close(shown)
