@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## Read a long text through three memories side by side: a table and a figure
 	@mkdir -p runs
 	@$(BIN)/python tools/stream_text.py > runs/topics.txt
-	$(BIN)/evenflow read runs/topics.txt $(MEMORIES) --patience 45 --figure runs/read.png
+	$(BIN)/evenflow read runs/topics.txt $(MEMORIES) --patience 75 --figure runs/read.png
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest -q
