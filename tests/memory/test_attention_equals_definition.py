@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.memory import Absolute, Memory, Rope, attention
+from evenflow.memory import Absolute, Memory, Rope, attention, ring
 
 from .drive import random_inputs, run
 from .oracle import streaming_attention
@@ -172,16 +172,25 @@ def test_rows_of_different_age_equal_rows_alone(data):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_both_kernels_of_a_decode_step_agree(dtype, masked, monkeypatch):
+def test_both_kernels_of_a_decode_step_agree(dtype, masked):
+    """One for slots that lie token by token, one for slots that lie channel by channel."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, h, n, 16, generator=generator).to(dtype) for h, n in ((4, 1), (2, 50), (2, 50)))
     bias = torch.zeros(2, 1, 1, 50, dtype=dtype).masked_fill_(torch.arange(50) > 30, -torch.inf) if masked else None
-    results = []
-    for large in (0, 1 << 60):
-        monkeypatch.setattr(attention, "LARGE", large)
-        results.append(attention.softmax_attention(q, k, v, bias, 0.3, None).double())
     exact = attention.softmax_attention(
         q.double(), k.double(), v.double(), None if bias is None else bias.double(), 0.3, None
     )
-    for result in results:
+    for keys, values in ((k, v), tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in (k, v))):
+        result = attention.softmax_attention(q, keys, values, bias, 0.3, None).double()
         assert (result - exact).abs().max() < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("cuts", [[1], [9], [60, 1, 1, 30, 1]], ids=str)
+@pytest.mark.parametrize("memory", [Memory(sink=4, window=12), Memory()], ids=["bounded", "unbounded"])
+def test_large_memories_lie_channel_by_channel_and_say_the_same(memory, cuts, monkeypatch):
+    monkeypatch.setattr(ring, "LARGE", 0)
+    state = check(memory, {**GEOMETRY, "dtype": torch.float64}, 60, cuts, inv_freq=FREQUENCIES)
+    assert state.held_layers[0].window.keys.stride(-1) > 1
+    twin, more = state.fork(), random_inputs(state, 20, seed=1)
+    for a, b in zip(run(twin, more, [1]), run(state, more, [1]), strict=True):
+        assert torch.equal(a, b)

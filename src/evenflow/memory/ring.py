@@ -9,6 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGE = 1 << 21  # elements
+
+
+def empty_slots(batch: int, heads: int, slots: int, dim: int, like: Tensor) -> Tensor:
+    """Room for keys or values, [batch, heads, slots, dim], in the dtype and on the device of `like`.
+
+    In large ones on the CPU each channel's slots lie side by side, so that a single query runs over them at the speed
+    of the memory (see `softmax_attention`). Zeros, not garbage: a slot that is not filled yet is masked by adding −∞,
+    which would keep a NaN.
+    """
+    single = like.dtype in (torch.float32, torch.float64)
+    if like.device.type == "cpu" and single and batch * heads * slots * dim >= LARGE:
+        return like.new_zeros(batch, heads, dim, slots).transpose(2, 3)
+    return like.new_zeros(batch, heads, slots, dim)
+
 
 class Ring:
     """Keys and values of the last `size` tokens before the fresh one, and of the fresh one.
@@ -24,9 +39,9 @@ class Ring:
     ) -> None:  # fmt: skip
         self.sink, self.head, self.size = sink, head, size
         self.slots = 256 if size is None else size + 1
-        # Zeros, not garbage: a slot that is not filled yet is masked by adding −inf, which would keep a NaN.
-        self.keys = torch.zeros(batch, heads, head + self.slots, key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(batch, heads, head + self.slots, value_dim, dtype=dtype, device=device)
+        like = torch.empty(0, dtype=dtype, device=device)
+        self.keys = empty_slots(batch, heads, head + self.slots, key_dim, like)
+        self.values = empty_slots(batch, heads, head + self.slots, value_dim, like)
         self._arange = torch.arange(self.slots, device=device)
 
     def reserve(self, tokens: int) -> None:
@@ -37,7 +52,7 @@ class Ring:
         with torch.inference_mode(False):
             for name in ("keys", "values"):
                 old = getattr(self, name)
-                new = old.new_zeros(*old.shape[:2], self.head + slots, old.shape[3])
+                new = empty_slots(old.shape[0], old.shape[1], self.head + slots, old.shape[3], old)
                 new[:, :, : old.shape[2]] = old
                 setattr(self, name, new)
             self._arange = torch.arange(slots, device=self._arange.device)
