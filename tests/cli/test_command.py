@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+import evenflow as ef
 from evenflow.cli import main
+from evenflow.models import tiny_path
 
 SENTENCES = [
     "The harbour was quiet that morning, and the gulls walked about on the wet stones.",
@@ -270,6 +275,39 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, bad, book):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_state_that_is_damaged_or_of_another_model_is_refused(book, tmp_path):
+    state = tmp_path / "state"
+    assert evenflow("read", str(book), "--limit", "100", "--memory", SMALL, "--save", str(state)).returncode == 0
+    good = state.read_bytes()
+    cut, flipped, other = tmp_path / "cut", tmp_path / "flipped", tmp_path / "other"
+    cut.write_bytes(good[: len(good) // 2])
+    flipped.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    model = AutoModelForCausalLM.from_pretrained(tiny_path())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] += 1  # the same shapes, one row of other weights
+    shutil.copytree(tiny_path(), other)
+    model.save_pretrained(other)
+    for damaged in (cut, flipped):
+        done = evenflow("read", str(book), "--resume", str(damaged))
+        assert done.returncode == 2 and "its checksum does not match" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    for command in (["read", str(book)], ["write", "--tokens", "3"]):
+        done = evenflow(*command, "--model", str(other), "--resume", str(state))
+        assert done.returncode == 2 and "was written by another model" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert state.read_bytes() == good
+
+
+def test_a_state_with_notes_of_somebody_elses_is_read_on_from_the_start_of_the_text(book, tmp_path):
+    state = tmp_path / "state"
+    stream = ef.open("tiny", SMALL)
+    stream.consume([1, 2, 3])
+    stream.notes = {"offset": 40, "mine": True}
+    stream.save(state)
+    done = evenflow("read", str(book), "--resume", str(state), "--limit", "50")
+    assert done.returncode == 0 and "read from its start" in done.stderr, done.stderr
 
 
 def test_closed_streams_and_poor_terminals(book):

@@ -154,3 +154,21 @@ def test_standard_input_says_when_there_is_nothing_for_the_moment(monkeypatch):
         os.write(into, b" another")
         os.close(into)
         assert [line.text for line in source if line] == ["and another"]
+
+
+def test_a_pipe_with_a_name_is_read_as_it_comes():
+    out, into = os.pipe()
+    name = f"/dev/fd/{out}"  # what a shell passes for <(command)
+    try:
+        with pytest.raises(ValueError, match="is a pipe"):
+            next(lines(name, follow=True))
+        source = lines(name)
+        assert next(source) is None
+        os.write(into, b"a line\nand")
+        assert next(source) == Line("a line\n", 1, 0)
+        assert next(source) is None
+        os.write(into, b" another")
+        os.close(into)
+        assert [line for line in source if line] == [Line("and another", 2, 7)]
+    finally:
+        os.close(out)

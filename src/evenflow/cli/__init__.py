@@ -100,8 +100,8 @@ def read(
     place = "-" if source == "-" else str(Path(source).resolve())
     if resume:
         notes = streams[0].notes
-        if "offset" in notes:
-            reading.recall(notes, same=notes["source"] == place)
+        if notes.keys() >= reading.notes().keys():
+            reading.recall(notes, same=notes.get("source") == place)
         if reading.offset:
             source_lines.close()
             source_lines, first = lines(source, follow, reading.offset, reading.number), None

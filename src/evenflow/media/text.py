@@ -41,7 +41,7 @@ class Line:
 def lines(
     source: str | os.PathLike[str], follow: bool = False, offset: int = 0, number: int = 1
 ) -> Generator[Line | None, None, None]:
-    """The lines of a file, or of standard input for "-"; None whenever the source has nothing more for the moment.
+    """The lines of a file or pipe, or of standard input for "-"; None whenever the source has nothing more for the moment.
 
     follow: wait for the file to grow, for ever; a file that shrinks or is replaced is read from its start, as `tail -F`
     does. offset, number: where to begin in a file, and the number of the line that begins there. Raises NotText (a
@@ -84,6 +84,11 @@ def _file(path: Path, follow: bool, offset: int) -> Iterator[bytes | Restart | N
         raise IsADirectoryError(21, "Is a directory", str(path))
     file: BinaryIO = path.open("rb")
     try:
+        if not path.is_file():  # a pipe, which cannot be sought in and gives what there is
+            if follow:
+                raise ValueError(f"{path} is a pipe and ends by itself; --follow is for files")
+            yield from _arriving(file.fileno())
+            return
         if offset > path.stat().st_size:
             if not follow:
                 raise ValueError(
@@ -118,7 +123,11 @@ def _file(path: Path, follow: bool, offset: int) -> Iterator[bytes | Restart | N
 def _standard_input() -> Iterator[bytes | None]:
     if sys.stdin is None:
         raise ValueError("standard input is closed; give it a text, or name a file")
-    handle = sys.stdin.fileno()
+    yield from _arriving(sys.stdin.fileno())
+
+
+def _arriving(handle: int) -> Iterator[bytes | None]:
+    """Bytes as they come through a pipe; None when the next ones have to be waited for."""
     while True:
         if not select.select([handle], [], [], 0)[0]:
             yield None
