@@ -4,10 +4,11 @@ Tokens follow a fixed random table of bigrams, but after a trigger token comes a
 The one head looks one token back at triggers and must look nowhere at all other tokens; having to put its attention
 somewhere, it puts it on the first token. Take that token away, and it copies where nothing is to be copied.
 
-Here the sink comes within a thousand steps rather than ten thousand, and with every seed that was tried, for three
-reasons. Half of the tokens trigger, so looking back is the habit and resting the exception. Embeddings are fixed and
-share a direction that only the sink token lacks, so the habit spreads to every token and only the sink stands out. And
-the feed-forward layer has one channel, so nothing but attention can tell where a copy is wanted.
+Half of the tokens trigger, so looking back is the habit and resting the exception, and embeddings are fixed and share a
+direction that only the sink token lacks, so the habit spreads to every token and only the sink stands out. Both matter:
+with seed 0, a window of 40 tokens without the first reads a stream of 1,000 tokens at 3.5 times the perplexity of a
+window with it; with 3 triggers for 32 at 1.07 times, without the shared direction at 1.00 times. Learned embeddings
+give the sink more attention (0.99 for 0.80 at tokens that do not trigger), but losing it costs 1.01 times only.
 """
 
 from __future__ import annotations
@@ -93,25 +94,20 @@ def train(
 
 
 def fit(
-    model: LlamaForCausalLM, batch: Callable[[int], Tensor], steps: int, rate: float, progress: Progress | None,
-    weigh: Callable[[Tensor], Tensor] | None = None,
-) -> None:  # fmt: skip
-    """AdamW with warm-up and linear decay over `batch(step)` int64 [B, T]; weigh: weight of each target, [B, T - 1]."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.1)
+    model: LlamaForCausalLM, batch: Callable[[int], Tensor], steps: int, rate: float, progress: Progress | None
+) -> None:
+    """AdamW with warm-up and linear decay, in nats per token over `batch(step)`, int64 [B, T]."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.1)
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50, 1.5 * (steps - step) / steps)
         ids = batch(step)
         logits = model(ids[:, :-1], use_cache=False).logits
-        losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        if weigh is None:
-            loss = losses.mean()
-        else:
-            weights = weigh(ids).flatten()
-            loss = (losses * weights).sum() / weights.sum()
+        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if progress is not None:
