@@ -49,6 +49,18 @@ def test_figures_are_those_of_the_whole_text(made):
     assert found.nats_per_byte * size == pytest.approx(found.nats_per_token * found.tokens)
 
 
+def test_a_memory_reads_every_sample_from_nothing(made):
+    model = AutoModelForCausalLM.from_pretrained(made / "model", dtype=torch.float32)
+    ids, size = spread(text_files(made), AutoTokenizer.from_pretrained(made / "model"), 32, 5)
+    memory = ef.recipe("window", window=6)
+    found, dense = evaluate(model, ids, size, memory, batch=2), evaluate(model, ids, size)
+    expected = [float(ef.open(model, memory).surprisal(row)[0, 1:].double().mean()) for row in ids]
+    assert found.nats_per_token == pytest.approx(sum(expected) / 5, rel=1e-5)
+    assert abs(found.nats_per_token - dense.nats_per_token) > 1e-5
+    full = evaluate(model, ids, size, ef.recipe("full"))
+    assert full.nats_per_token == pytest.approx(dense.nats_per_token, rel=1e-6)
+
+
 def test_few_samples_are_spread_over_the_text(made):
     tokenizer = AutoTokenizer.from_pretrained(made / "model")
     every, _ = spread(text_files(made), tokenizer, 32, 10**6)
@@ -58,12 +70,18 @@ def test_few_samples_are_spread_over_the_text(made):
 
 
 def test_command_prints_one_line_of_json(made):
-    done = run(made / "model", "--data", made, "--json", "--samples", 5)
+    done = run(made / "model", "--data", made, "--json", "--samples", 5, "--memory", "window(window=6)")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["samples"] == 5 and found["context"] == 32 and found["tokens"] == 155
     assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]))
     assert len(found["sink_share"]) == 2 and all(0 < share < 1 for share in found["sink_share"])
+
+
+def test_an_unknown_memory_is_one_line(made):
+    done = run(made / "model", "--data", made, "--memory", "windw(window=6)")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "window" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """How well a model predicts a folder of text: `python -m evenflow.learn.evaluate MODEL --data FOLDER`.
 
 The dense model reads samples of the trained length behind a sink token, each from nothing; the figures are what a
-memory is to be compared with.
+memory is to be compared with. With `--memory SPEC` it reads through that memory instead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from ..memory import Memory
+from ..models import open_stream
+from ..recipes import parse
 from .corpus import text_files
 from .pretrain import sink_share
 
@@ -69,14 +72,28 @@ def spread(files: list[Path], tokenizer: PreTrainedTokenizerFast, context: int, 
 
 
 @torch.no_grad()
-def evaluate(model: LlamaForCausalLM, samples: Tensor, size: int, batch: int = 8, show: bool = False) -> Evaluation:
-    """Measure over samples int64 [n, context], which hold `size` bytes of text. The sink token is not predicted."""
+def evaluate(
+    model: LlamaForCausalLM,
+    samples: Tensor,
+    size: int,
+    memory: Memory | None = None,
+    batch: int = 8,
+    show: bool = False,
+) -> Evaluation:
+    """Measure over samples int64 [n, context], which hold `size` bytes of text. The sink token is not predicted.
+
+    memory: what each sample is read through, None for the dense model. The sink's share is the dense model's always.
+    """
     model.eval()
     total = 0.0
     pieces = samples.split(batch)
     for piece in track(pieces, "reading", disable=not show, console=Console(stderr=True), transient=True):
-        logits = model(piece[:, :-1], use_cache=False).logits.float()
-        total += float(cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten(), reduction="sum").double())
+        if memory is None:
+            logits = model(piece[:, :-1], use_cache=False).logits.float()
+            nats = cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten(), reduction="none")
+        else:
+            nats = open_stream(model, memory).surprisal(piece)[:, 1:]
+        total += float(nats.double().sum())
     tokens = samples[:, 1:].numel()
     return Evaluation(
         samples=len(samples),
@@ -108,6 +125,9 @@ def main(
     context: Annotated[
         int, typer.Option(help="Tokens per sample, sink included; 0: what it was trained on.", min=0)
     ] = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="Read through this memory, such as 'window(window=64)'; else densely.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="At most so many samples, spread over the text.", min=1)] = 160,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the table.")] = False,
@@ -120,6 +140,7 @@ def main(
             raise ValueError(f"{model} is not the folder of a model: it holds no config.json")
         if context == 1:
             raise ValueError("a context of 1 is the sink token alone; give at least 2")
+        through = None if memory is None else parse(memory)
         files = text_files(data)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         loaded = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -127,7 +148,7 @@ def main(
     except (ValueError, OSError) as error:
         typer.echo(f"error: {str(error).splitlines()[0]}", err=True)
         raise typer.Exit(2) from None
-    found = evaluate(loaded, ids, size, show=not as_json)
+    found = evaluate(loaded, ids, size, through, show=not as_json)
     if as_json:
         print(json.dumps(asdict(found)))
     else:
