@@ -170,6 +170,20 @@ class TestRead:
         assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"evenflow: {text} is not text")
         assert "Perplexity was" in done.stdout and state.exists()
 
+    @pytest.mark.parametrize("broken", ["evenflow.cli.showing.figure", "evenflow.models.Stream.save"])
+    def test_a_full_disk_takes_nothing_with_it_but_its_file(self, book, tmp_path, monkeypatch, broken):
+        def full(*_):
+            raise OSError(28, "No space left on device", "x")
+
+        monkeypatch.setattr(broken, full)
+        figure, state = tmp_path / "curves.png", tmp_path / "state"
+        done = evenflow("read", str(book), "--limit", "200", "--figure", str(figure), "--save", str(state))
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("No space left on device")
+        assert "Perplexity was" in done.stdout
+        figure_failed = broken.endswith("figure")
+        assert figure.exists() == ("Figure:" in done.stdout) == (not figure_failed)
+        assert state.exists() == ("Saved at token" in done.stdout) == figure_failed
+
     def test_interrupting_a_followed_log_shows_and_saves(self, book, tmp_path):
         log, state = tmp_path / "app.log", tmp_path / "state"
         log.write_text("".join(TEXT.splitlines(keepends=True)[:40]))

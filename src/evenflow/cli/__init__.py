@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,9 +143,19 @@ def read(
     if reading.tokens == start:
         what = "nothing new to read" if resume else "no text; there is nothing to read"
         raise ValueError(f"{'standard input' if source == '-' else source} holds {what}")
-    keep()
-    if drawn:
-        draw(reading, drawn)
+
+    def attempt(make: Callable[[], None], sentence: str) -> list[str]:
+        """What can be said when it is made; a full disk must not take the figures of the reading with it."""
+        nonlocal trouble
+        try:
+            make()
+        except (ValueError, OSError) as error:
+            trouble = trouble or error
+            return []
+        return [sentence]
+
+    kept = attempt(keep, f"Saved at token {reading.tokens:,}: go on with --resume {save}") if save else []
+    pictured = attempt(lambda: draw(reading, drawn), f"Figure: {drawn}") if drawn else []
     if as_json:
         for odd in sorted(reading.odd, reverse=True):
             _say_json({"kind": "surprise", **vars(odd)})
@@ -156,10 +166,7 @@ def read(
         if surprise:
             out.print(odd_lines(reading.odd, reading.tracks[0].name))
         out.print(final_table(reading.tracks))
-        said = [f"Figure: {drawn}"] if drawn else []
-        said += seen(reading.tracks)
-        said += [f"Saved at token {reading.tokens:,}: go on with --resume {save}"] if save is not None else []
-        for sentence in said:
+        for sentence in [*pictured, *seen(reading.tracks), *kept]:
             out.print(sentence, soft_wrap=True, highlight=False, markup=False)
     if trouble is not None:
         raise trouble
