@@ -1,19 +1,22 @@
 """Training a model for streams: text in, the same text out; samples; the schedule; exact resume; a model that opens."""
 
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import evenflow as ef
 from evenflow.learn.corpus import COPY, SINK, Samples, encode_files, text_files, train_tokenizer, windows
-from evenflow.learn.pretrain import Recipe, Trainer, export, learning_rate, pretrain, sink_share, validate
+from evenflow.learn.pretrain import Recipe, Trainer, export, learning_rate, main, pretrain, sink_share, validate
 
 TINY = Recipe(vocabulary=300, hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, context=32, batch=2, steps=6)
 PROSE = "The boat went out, and the boat came in; and nobody asked where it had been — not even Ann.\n"
@@ -25,6 +28,14 @@ def folder(tmp_path_factory):
     for n in range(3):
         (folder / f"{n}.txt").write_text("".join(f"{PROSE[:40]}{line} {PROSE[40:]}" for line in range(n, n + 80)))
     return folder
+
+
+@pytest.fixture
+def command():
+    threads, app = torch.get_num_threads(), typer.Typer()
+    app.command()(main)
+    yield app
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +132,64 @@ def test_training_learns_and_exports_a_model_that_opens(folder, tmp_path):
 
     with pytest.raises(ValueError, match="--resume"):
         pretrain(recipe, folder, tmp_path / "run", None, False, 20)
+    with pytest.raises(ValueError, match="ended at step 40"):
+        pretrain(recipe, folder, tmp_path / "run", None, True, 20)
+    with pytest.raises(ValueError, match="valid changed"):
+        pretrain(recipe, folder, tmp_path / "run", folder, True, 20)
     longer = Recipe(**{**vars(recipe), "steps": 45})
-    assert pretrain(longer, folder, tmp_path / "run", folder, True, 20)["step"] == 45
+    assert pretrain(longer, folder, tmp_path / "run", None, True, 20)["step"] == 45
+
+
+def test_a_run_that_diverges_leaves_the_last_checkpoint_and_model(folder, tmp_path, monkeypatch):
+    """Weights lost in the step of a checkpoint, and weights lost between two, which stops the run one step later."""
+    step = Trainer.train_step
+
+    def lost_at(number):
+        def train_step(trainer):
+            loss = step(trainer)
+            if trainer.step == number:
+                with torch.no_grad():
+                    trainer.model.model.norm.weight.fill_(math.nan)
+            return loss
+
+        return train_step
+
+    files = ("checkpoint.safetensors", "model/model.safetensors", "curve.jsonl")
+    pretrain(Recipe(**{**vars(TINY), "steps": 2}), folder, tmp_path, None, False, 2)
+    kept = [(tmp_path / name).read_bytes() for name in files]
+    for number, save_every, told in ((4, 2, 4), (3, 6, 4)):
+        monkeypatch.setattr(Trainer, "train_step", lost_at(number))
+        with pytest.raises(ValueError, match=f"loss is nan at step {told}"):
+            pretrain(TINY, folder, tmp_path, None, True, save_every)
+        assert [(tmp_path / name).read_bytes() for name in files] == kept
+
+
+def test_tokens_of_another_text_are_not_used(folder, tmp_path):
+    pretrain(TINY, folder, tmp_path / "run", None, False, 6)
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "0.txt").write_text("Something else.\n" * 200)
+    with pytest.raises(ValueError, match="data changed"):
+        pretrain(TINY, other, tmp_path / "run", None, False, 6)
+    with pytest.raises(ValueError, match="vocabulary changed"):
+        pretrain(Recipe(**{**vars(TINY), "vocabulary": 290}), folder, tmp_path / "run", None, False, 6)
+    (other / "0.txt").write_text("Short.\n")
+    with pytest.raises(ValueError, match="one sample needs 31"):
+        pretrain(TINY, folder, tmp_path / "short", other, False, 6)
+
+
+def test_a_cut_checkpoint_is_told(tokens, tmp_path):
+    trainer, path = Trainer(TINY, Samples(tokens, TINY.context, TINY.batch)), tmp_path / "run.safetensors"
+    trainer.train_step()
+    trainer.save(path)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    content = path.read_bytes()
+    for size in (0, 5, 100, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="not the whole checkpoint"):
+            trainer.load(path)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
 def test_validation_and_sink_share_leave_the_model_as_it_was(tokens, tokenizer, tmp_path):
@@ -140,15 +207,29 @@ def test_validation_and_sink_share_leave_the_model_as_it_was(tokens, tokenizer, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "{tmp}/none", "--out", "{tmp}/out"], "is not a folder"),
         (["--data", "{tmp}", "--out", "{tmp}/out"], "no (non-empty) .txt files"),
         (["--data", "{books}", "--out", "{tmp}/out", "--resume"], "nothing to resume"),
+        (["--data", "{books}", "--out", "{tmp}/out", "--heads", "3"], "does not give 3 heads"),
+        (["--data", "{books}", "--out", "{tmp}/out", "--kv-heads", "3"], "cannot share 3 key heads"),
+        (["--data", "{books}", "--out", "{books}/0.txt"], "0.txt"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, tmp_path, folder):
-    filled = [argument.format(tmp=tmp_path, books=folder) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "evenflow.learn.pretrain", *filled], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 2 and message in done.stderr
+def test_bad_input_is_one_line(arguments, message, command, tmp_path, folder):
+    done = CliRunner().invoke(command, [argument.format(tmp=tmp_path, books=folder) for argument in arguments])
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_help_names_what_can_be_set(command):
+    done = CliRunner().invoke(command, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == 0 and "on a folder of text" in done.stdout
+    for word in ("--data", "--valid", "--minutes", "--weight-decay", "--resume"):
+        assert word in done.stdout
+
+
+def test_the_module_is_a_command(tmp_path):
+    arguments = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "evenflow.learn.pretrain", *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2 and "is not a folder" in done.stderr and done.stderr.count("\n") == 1

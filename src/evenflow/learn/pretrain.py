@@ -16,11 +16,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from .corpus import SINK, Samples, encode_files, text_files, train_tokenizer, windows
 
@@ -45,6 +47,14 @@ class Recipe:
     decay: float = 0.3
     copies: float = 0.06
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"a width of {self.hidden} does not give {self.heads} heads an even number of channels each"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key heads evenly")
 
 
 def build_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -150,11 +160,12 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Take up a run where `save` left it. Raises ValueError when it was another recipe's."""
-        tensors = load_file(path)
-        header = path.open("rb").read(8)
-        with path.open("rb") as file:
-            file.seek(8)
-            meta = json.loads(json.loads(file.read(int.from_bytes(header, "little")))["__metadata__"]["run"])
+        try:
+            with safe_open(path, "pt") as file:
+                meta = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not the whole checkpoint of a run ({error}); start again elsewhere") from None
         changed = {k for k, v in asdict(self.recipe).items() if meta["recipe"].get(k) != v} - {"steps", "minutes"}
         if changed:
             raise ValueError(f"{path} was made with other settings: {', '.join(sorted(changed))}")
@@ -179,6 +190,31 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SINK).save_pretrained(folder)
 
 
+def _claim(out: Path, recipe: Recipe, data: Path, valid: Path | None) -> None:
+    """Let `out` hold the tokens of this text alone: those that an earlier run left there are used again."""
+    held: dict[str, Any] = {"vocabulary": recipe.vocabulary}
+    for name, folder in (("data", data), ("valid", valid)):
+        held[name] = folder and [[str(f.relative_to(folder)), f.stat().st_size] for f in text_files(folder)]
+    note = out / "text.json"
+    if note.exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        changed = sorted(key for key in held if before.get(key) != held[key])
+        if changed:
+            raise ValueError(f"{out} holds tokens of another text ({', '.join(changed)} changed); choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(held), encoding="utf-8")
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: lower --learning-rate or raise --warmup; nothing was written since "
+            "the last checkpoint"
+        )
+    return loss
+
+
 def pretrain(
     recipe: Recipe, data: Path, out: Path, valid: Path | None, resume: bool, save_every: int
 ) -> dict[str, Any]:
@@ -189,7 +225,7 @@ def pretrain(
         raise ValueError(f"{checkpoint} exists; add --resume to go on with it, or choose another --out")
     if resume and not checkpoint.exists():
         raise ValueError(f"nothing to resume: there is no {checkpoint}")
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, recipe, data, valid)
     if not vocabulary.exists():
         train_tokenizer(files, recipe.vocabulary).save(str(vocabulary))
     tokenizer = Tokenizer.from_file(str(vocabulary))
@@ -202,9 +238,13 @@ def pretrain(
     # A few hundred samples, spread over the text, tell the loss to within a hundredth.
     check = windows(held_out, recipe.context)
     check = check[:: max(1, len(check) // 160)]
+    if not len(check):
+        raise ValueError(f"the text to measure on has {len(held_out)} tokens; one sample needs {recipe.context - 1}")
     trainer = Trainer(recipe, Samples(tokens, recipe.context, recipe.batch, recipe.copies, recipe.seed))
     if resume:
         trainer.load(checkpoint)
+        if trainer.done >= 1.0:
+            raise ValueError(f"the run ended at step {trainer.step}; give more --steps or --minutes to go on with it")
     line: dict[str, Any] = {}
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, (out / "curve.jsonl").open("a") as curve:
@@ -213,7 +253,7 @@ def pretrain(
         smooth = math.nan
         while trainer.done < 1.0:
             before = trainer.seconds
-            loss = trainer.train_step()
+            loss = _finite(trainer.train_step(), trainer.step)
             smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
             rate = recipe.batch * recipe.context / (trainer.seconds - before)
             text = f"step {trainer.step}  loss {smooth:.3f}  {rate:,.0f} tokens/s"
@@ -224,7 +264,7 @@ def pretrain(
                     "seconds": round(trainer.seconds, 1),
                     "tokens": trainer.step * recipe.batch * recipe.context,
                     "train_nats": round(smooth, 4),
-                    "valid_nats": round(validate(trainer.model, check), 4),
+                    "valid_nats": round(_finite(validate(trainer.model, check), trainer.step), 4),
                     "sink_share": [round(share, 4) for share in sink_share(trainer.model, check[:8])],
                 }
                 curve.write(json.dumps(line) + "\n")
@@ -262,14 +302,15 @@ def main(
 ) -> None:
     """Train a small language model for streams on a folder of text, from scratch."""
     torch.set_num_threads(threads)
-    recipe = Recipe(
-        vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, intermediate=intermediate,
-        context=context, batch=batch, steps=steps, minutes=minutes, learning_rate=learning_rate,
-        weight_decay=weight_decay, warmup=warmup, copies=copies, seed=seed,
-    )  # fmt: skip
+    disable_progress_bar()
     try:
+        recipe = Recipe(
+            vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, seed=seed,
+            intermediate=intermediate, context=context, batch=batch, steps=steps, minutes=minutes, warmup=warmup,
+            learning_rate=learning_rate, weight_decay=weight_decay, copies=copies,
+        )  # fmt: skip
         pretrain(recipe, data, out, valid, resume, save_every)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
