@@ -87,7 +87,7 @@ def _table(frequencies: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).to(device)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def _block_phase(frequencies: tuple[float, ...], block: int, device: torch.device) -> Tensor:
     """Phase of position `block · BLOCK`, complex128 [pairs]."""
     angle = torch.tensor([reduced_angle(block * BLOCK, f) for f in frequencies], dtype=torch.float64)
