@@ -24,7 +24,7 @@ def ratio_of(one: Tensor, other: Tensor) -> tuple[float, float]:
 @claim("streaming-llm-quality")
 def quality(bench: Bench) -> None:
     """Sinks and a window read as well as re-computation; dense attention fails past its training length."""
-    compare(bench, *((40_000, 4000) if bench.full else (12_000, 500)))
+    compare(bench, *((20_000, 1000) if bench.full else (12_000, 500)))
 
 
 def compare(bench: Bench, length: int, count: int) -> None:
