@@ -137,6 +137,23 @@ def test_truncate_goes_back_one_token_after_the_window_wrapped_and_no_further():
         state.truncate(-1)
 
 
+@pytest.mark.parametrize(("length", "spare"), [(5, 5), (16, 16), (17, 0), (30, 0)])
+def test_a_failed_step_takes_away_only_the_undo_that_it_overwrote(length, spare):
+    """Four sinks, window 12: token 17 is the first to take another token's slot."""
+    state = MEMORIES["sinks"].build(**GEOMETRY)
+    run(state, random_inputs(state, length), [1])
+    with pytest.raises(ZeroDivisionError), state.step(1):
+        state.attend(0, *random_inputs(state, 1)[0])
+        _ = 1 / 0
+    with pytest.raises(ValueError, match="cannot undo"):
+        state.truncate(spare + 1)
+    state.truncate(spare)
+    witness = MEMORIES["sinks"].build(**GEOMETRY)
+    if length > spare:
+        run(witness, random_inputs(witness, length), [1])
+    same_future(state, witness)
+
+
 def test_reset_forgets_and_can_keep_the_sink():
     memory = MEMORIES["sinks"]
     state, fresh = memory.build(**GEOMETRY), memory.build(**GEOMETRY)

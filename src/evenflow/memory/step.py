@@ -288,9 +288,14 @@ class Step:
                 rows = torch.arange(state.geometry.batch, device=state.geometry.device)
                 keys, values = self.before.get(layer, (0, 0))
                 kept.window.keys[rows, :, plan.slot], kept.window.values[rows, :, plan.slot] = keys, values
-                if layer not in self.before:
+                size = state.tracks[layer].size
+                if layer not in self.before and size is not None:
                     # What the slot held was no longer visible, but going back one token would need it.
-                    state._floor = list(state._rows)
+                    wrapped = [row > sink + size for row in self.rows]
+                    state._floor = [
+                        row if lost else floor
+                        for row, lost, floor in zip(self.rows, wrapped, state._floor, strict=True)
+                    ]
             for row, consumed in enumerate(self.rows):
                 kept.head_keys[row, :, consumed:sink] = 0
                 kept.window.values[row, :, state.null + consumed : state.null + sink] = 0
