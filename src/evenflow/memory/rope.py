@@ -9,6 +9,7 @@ per block, and the rest is small, so position 10^18 is as exact as position 10.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -36,6 +37,8 @@ class Rope:
     style: "half" pairs channel c with c + dim/2 (Llama, NeoX); "interleaved" pairs 2c with 2c + 1 (GPT-J, GLM).
     inv_freq: explicit frequencies, dim/2 of them, as a scaled model has them (linear, llama3, yarn, longrope, dynamic).
     scale: factor on cosine and sine (the attention factor of yarn and longrope).
+    axes: for positions with several coordinates, which of them turns each channel pair: 0 is time, the others are a
+    token's `coordinates` in their order (rows, columns). None: every pair turns with time.
     """
 
     theta: float = 10_000.0
@@ -43,6 +46,21 @@ class Rope:
     style: Style = "half"
     inv_freq: tuple[float, ...] | None = None
     scale: float = 1.0
+    axes: tuple[int, ...] | None = None
+
+    @classmethod
+    def axial(cls, dims: Sequence[int], theta: float = 10_000.0, style: Style = "interleaved") -> Rope:
+        """One block of channels an axis, each with its own series θ^(−2i/d): (44, 42, 42) is Wan's time, row, column.
+
+        dims: channels of each axis, even. Source: Wan 2.1's rotary embedding, as in diffusers.
+        """
+        series = tuple(theta ** (-2 * c / dim) for dim in dims for c in range(dim // 2))
+        return cls(inv_freq=series, style=style, axes=tuple(a for a, dim in enumerate(dims) for _ in range(dim // 2)))
+
+    @property
+    def coordinates(self) -> int:
+        """Number of position axes besides time."""
+        return max(self.axes, default=0) if self.axes else 0
 
     def __post_init__(self) -> None:
         if self.style not in ("half", "interleaved"):
@@ -53,6 +71,10 @@ class Rope:
             raise ValueError(f"Rope.dim is {self.dim}; it must be an even number of channels, at least 2")
         if self.inv_freq is not None:
             object.__setattr__(self, "inv_freq", tuple(float(f) for f in self.inv_freq))
+        if self.axes is not None:
+            object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
+            if self.inv_freq is None or len(self.axes) != len(self.inv_freq) or min(self.axes) < 0:
+                raise ValueError("Rope.axes names an axis (0 is time) for every entry of inv_freq; give both, equally long")
 
     def rotated(self, head_dim: int) -> int:
         """Number of channels that are rotated in a head of `head_dim` channels."""

@@ -1,0 +1,56 @@
+"""Scripts of calls for a memory, and playing them: what a causal video model (or a language model) would do to it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evenflow.memory import MemoryState
+from evenflow.recipes.reference import Call
+
+
+def random_calls(
+    sizes: Sequence[int],
+    *,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 12,
+    tentative: int = 0,
+    seed: int = 0,
+    tags: Sequence[dict[str, Tensor]] | None = None,
+) -> list[list[Call]]:
+    """Per layer: for each chunk of sizes[i] tokens, `tentative` calls that are not committed, and one that is."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int, m: int) -> Tensor:
+        return torch.randn(count, m, head_dim, generator=generator, dtype=torch.float64)
+
+    script: list[list[Call]] = [[] for _ in range(layers)]
+    for chunk, m in enumerate(sizes):
+        for attempt in range(tentative + 1):
+            for layer in script:
+                given = {} if tags is None else tags[chunk]
+                layer.append(Call(draw(heads, m), draw(kv_heads, m), draw(kv_heads, m), attempt == tentative, given))
+    return script
+
+
+def play(state: MemoryState, script: list[list[Call]]) -> list[list[Tensor]]:
+    """The same calls on a memory of batch 1: outputs [H_q, m, D_v] per layer and call."""
+    outputs: list[list[Tensor]] = [[] for _ in script]
+    for calls in zip(*script, strict=True):
+        first, dtype = calls[0], state.geometry.dtype
+        with state.step(first.q.shape[1], tags=first.tags or None, commit=first.commit, row=first.row):
+            for layer, call in enumerate(calls):
+                q, k, v = (tensor[None].to(dtype) for tensor in (call.q, call.k, call.v))
+                outputs[layer].append(state.attend(layer, q, k, v)[0])
+    return outputs
+
+
+def worst(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float:
+    """Largest absolute difference."""
+    return max(
+        float((a.double() - b).abs().max())
+        for mine, other in zip(ours, theirs, strict=True)
+        for a, b in zip(mine, other, strict=True)
+    )
