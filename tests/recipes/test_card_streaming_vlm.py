@@ -44,8 +44,8 @@ def round_of(number, answer, *, slices=1):
 def stream(rounds, *, before=3, seed=0, slices=1):
     """Tags of the steps of a dialogue: some words first, then rounds with answers of 0 to 4 words."""
     chance = random.Random(seed)
-    steps = [tags([(TEXT, -1, (0, 0))] * before)] if before else []
-    return steps + [step for r in range(rounds) for step in round_of(r, chance.randint(0, 4), slices=slices)]
+    steps = [tags([(TEXT, 0, (0, 0))] * before)] if before else []
+    return steps + [step for r in range(1, rounds + 1) for step in round_of(r, chance.randint(0, 4), slices=slices)]
 
 
 def calls_of(steps, **changes):
@@ -92,7 +92,7 @@ def test_point_1_with_windows_as_long_as_the_stream_it_is_causal_attention_at_mu
 
 def test_point_2_the_cache_is_bounded_over_ten_thousand_rounds():
     chance, held, index, most = random.Random(0), [], 0, 0
-    for number in range(10_000):
+    for number in range(1, 10_001):
         for step in round_of(number, chance.randint(0, 4)):
             kinds = kinds_of([step])
             places = [tuple(p) for p in step["coordinates"].tolist()]
@@ -116,24 +116,24 @@ def test_point_2_layers_hold_the_same_and_bytes_stay():
 
 
 def test_point_3_words_step_by_one_and_pictures_start_behind_what_was_before():
-    tokens = [Token(n) for n in range(2)] + [Token(2 + n, VISION, 0, place) for n, place in enumerate(GRID)]
-    tokens += [Token(8, TURN, 0), Token(9, TEXT, 0)]
+    tokens = [Token(n) for n in range(2)] + [Token(2 + n, VISION, 1, place) for n, place in enumerate(GRID)]
+    tokens += [Token(8, TURN, 1), Token(9, TEXT, 1)]
     assert positions(tokens) == [
         (0, 0, 0), (1, 1, 1), (2, 2, 2), (2, 2, 3), (2, 2, 4), (2, 3, 2), (2, 3, 3), (2, 3, 4), (5, 5, 5), (6, 6, 6),
     ]  # fmt: skip
-    later = [Token(t.index + 1000, t.modality, t.segment + 100 if t.segment >= 0 else -1, t.place) for t in tokens]
+    later = [Token(t.index + 1000, t.modality, t.segment + 100 * (t.segment > 0), t.place) for t in tokens]
     assert positions(later) == positions(tokens)
 
 
 def test_point_3_the_same_sequence_gets_the_same_answer_whatever_was_evicted_before():
     """What is read over a cache depends on what survived, not on how far the stream has come."""
     young, old = build(text_sink=2, text_window=0), build(text_sink=2, text_window=0)
-    words = calls_of([tags([(TEXT, -1, (0, 0))] * 2)])
+    words = calls_of([tags([(TEXT, 0, (0, 0))] * 2)])
     rounds = [step for r in range(40, 43) for step in round_of(r, 2)]
     last = calls_of(rounds, seed=3)
     play(young, words)
     play(old, words)
-    play(old, calls_of([step for r in range(30) for step in round_of(r, 2)], seed=5))
+    play(old, calls_of([step for r in range(1, 31) for step in round_of(r, 2)], seed=5))
     ours, theirs = play(old, last), play(young, last)
     assert old.position > young.position
     assert worst(ours, theirs) < 1e-12
@@ -141,7 +141,7 @@ def test_point_3_the_same_sequence_gets_the_same_answer_whatever_was_evicted_bef
 
 @pytest.mark.parametrize(("window", "text_round"), [(3, 3), (2, 4), (4, 2)])
 def test_point_4_pictures_leave_with_their_round_and_answers_go_into_the_text(window, text_round):
-    steps = [tags([(TEXT, -1, (0, 0))] * 2)] + [step for r in range(12) for step in round_of(r, 2)]
+    steps = [tags([(TEXT, 0, (0, 0))] * 2)] + [step for r in range(1, 13) for step in round_of(r, 2)]
     state = build(window=window, text_round=text_round, text_sink=3, text_window=4)
     calls, kinds = calls_of(steps), kinds_of(steps)
     for t in range(len(steps)):
@@ -150,8 +150,8 @@ def test_point_4_pictures_leave_with_their_round_and_answers_go_into_the_text(wi
         held = state.held(0)
         assert len(set(held)) == len(held)
         of = {kind: {kinds[i][1] for i in held if kinds[i][0] == kind} for kind in (TEXT, VISION, TURN)}
-        assert of[VISION] == set(range(max(now - window + 1, 0), now + 1))
-        assert of[TURN] == set(range(max(now - text_round + 1, 0), now + 1))
+        assert of[VISION] == set(range(max(now - window + 1, 1), now + 1))
+        assert of[TURN] == set(range(max(now - text_round + 1, 1), now + 1))
         # Words of rounds that still stand, and at least the last 4 and the first 3 of the text memory.
         moved = [
             i for i in range(len(kinds[: state.position])) if kinds[i][0] == TEXT and kinds[i][1] <= now - text_round
@@ -162,8 +162,8 @@ def test_point_4_pictures_leave_with_their_round_and_answers_go_into_the_text(wi
 
 
 def test_point_4_moved_words_stand_before_older_pictures():
-    """The answer of round 0, once moved, is attended as text in front of everything that stands in its round."""
-    steps = [step for r in range(5) for step in round_of(r, 2)]
+    """The answer of round 1, once moved, is attended as text in front of everything that stands in its round."""
+    steps = [step for r in range(1, 6) for step in round_of(r, 2)]
     calls = calls_of(steps)
     kinds = kinds_of(steps)
     state = build(window=4, text_round=2, text_sink=8, text_window=8)
@@ -171,14 +171,14 @@ def test_point_4_moved_words_stand_before_older_pictures():
     order = [kinds[i] for i in state.held(0)]
     words = [segment for kind, segment in order if kind == TEXT]
     assert words == sorted(words)
-    assert order[:6] == [(TEXT, 0)] * 2 + [(TEXT, 1)] * 2 + [(TEXT, 2)] * 2
-    assert order[6:8] == [(VISION, 1)] * 2
+    assert order[:6] == [(TEXT, 1)] * 2 + [(TEXT, 2)] * 2 + [(TEXT, 3)] * 2
+    assert order[6:8] == [(VISION, 2)] * 2
 
 
 def test_point_5_what_a_round_attends_is_the_same_at_the_end_as_at_the_beginning():
     state = build()
     lengths = []
-    for r in range(50):
+    for r in range(1, 51):
         play(state, calls_of(round_of(r, 2)))
         lengths.append(len(state.held(0)))
     assert len(set(lengths[10:])) == 1
@@ -203,8 +203,8 @@ def test_plain_text_is_sinks_and_recent_words_in_places_without_gaps():
 
 
 def test_pitfall_the_first_answers_become_sinks_where_the_text_before_is_short():
-    steps = [step for r in range(20) for step in round_of(r, 1)]
+    steps = [step for r in range(1, 21) for step in round_of(r, 1)]
     state, kinds = build(), kinds_of(steps)
     play(state, calls_of(steps))
     words = [kinds[i][1] for i in state.held(0) if kinds[i][0] == TEXT]
-    assert words[:4] == [0, 1, 2, 3] and words[4:] == list(range(12, 20))
+    assert words[:4] == [1, 2, 3, 4] and words[4:] == list(range(13, 21))

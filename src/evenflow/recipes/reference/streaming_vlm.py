@@ -14,11 +14,11 @@ TEXT, VISION, TURN = 0, 1, 2
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the stream. segment: its round, −1 for words that stand before all rounds; place: (row, column)."""
+    """A token of the stream. segment: its round, from 1; 0: words outside of all rounds. place: (row, column)."""
 
     index: int
     modality: int = TEXT
-    segment: int = -1
+    segment: int = 0
     place: tuple[int, ...] = (0, 0)
 
 
@@ -26,7 +26,7 @@ def tokens_of(call: Call, first: int) -> list[Token]:
     """The tokens of a call, numbered from `first`; without tags they are words."""
     m = call.k.shape[1]
     kinds = call.tags["modality"].tolist() if "modality" in call.tags else [TEXT] * m
-    rounds = call.tags["segment"].tolist() if "segment" in call.tags else [-1] * m
+    rounds = call.tags["segment"].tolist() if "segment" in call.tags else [0] * m
     places = call.tags["coordinates"].tolist() if "coordinates" in call.tags else [(0, 0)] * m
     return [Token(first + n, kinds[n], rounds[n], tuple(places[n])) for n in range(m)]
 
@@ -35,11 +35,11 @@ def edited(
     held: list[Token], fresh: list[Token], *, window: int, text_round: int, text_sink: int, text_window: int
 ) -> list[Token]:
     """What is left of `held`, in order, before `fresh` are read: [text memory | what stands in its round]."""
-    begun = [t.segment for t in fresh if t.segment >= 0]
-    now = min(begun) if begun else max((t.segment for t in held), default=-1)
+    begun = [t.segment for t in fresh if t.segment > 0]
+    now = max([min(begun, default=0), *(t.segment for t in held)])
     memory, standing = [], []
     for token in sorted(held, key=lambda t: t.index):
-        if token.modality == TEXT and (token.segment < 0 or token.segment <= now - text_round):
+        if token.modality == TEXT and (token.segment <= 0 or token.segment <= now - text_round):
             memory.append(token)
         elif token.segment > now - (window if token.modality == VISION else text_round):
             standing.append(token)
