@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import evenflow as ef
-from evenflow.memory import Memory
+from evenflow.memory import Memory, Recall
 from evenflow.recipes import register
 
 TEXT = "".join(f"Day {day}: the tide came in at {day % 12 + 1}, and the tide went out again.\n" for day in range(1, 60))
 
 
 @dataclass(frozen=True)
-class Strongest:
+class Strongest(Recall):
     """A query sees the `k` keys with the highest scores."""
 
     k: int

@@ -1,18 +1,18 @@
-"""Other answers to the verbs fit without a change to the memory: an admit, a recall and a fold written here."""
+"""Other answers to the verbs fit without a change to the memory: an admit and a recall written here."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from evenflow.memory import Absolute, AllHeld, Contiguous, Dropped, Everything, Memory, Oldest
-from evenflow.memory.verbs import Admit, Evict, Fold, Place, Recall, Window
+from evenflow.memory import (
+    Absolute, Admit, AllHeld, Contiguous, Dropped, Everything, Evict, Fold, Memory, Oldest, Place, Recall,
+)  # fmt: skip
+from evenflow.memory.ring import Ring
 
 from .drive import feed, random_inputs, run
-from .oracle import rotated
 
 GEOMETRY = {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "dtype": torch.float64}
-FREQUENCIES = [10_000.0 ** (-c / 4) for c in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -21,15 +21,15 @@ FREQUENCIES = [10_000.0 ** (-c / 4) for c in range(4)]
 )  # fmt: skip
 def test_answers_are_values(answer, verb):
     assert answer == type(answer)() and hash(answer) == hash(type(answer)())
-    assert verb.__name__ in ("Admit", "Evict", "Fold", "Recall", "Place")
+    assert isinstance(answer, verb)
 
 
 def test_the_ring_is_a_window():
-    assert isinstance(Memory(window=3).build(**GEOMETRY).held_layers[0].window, Window)
+    assert isinstance(Memory(window=3).build(**GEOMETRY).held_layers[0].window, Ring)
 
 
 @dataclass(frozen=True)
-class EveryOther:
+class EveryOther(Admit):
     """Admits tokens whose `frame` tag is even."""
 
     def admitted(self, fresh):
@@ -56,7 +56,7 @@ def test_what_is_not_admitted_attends_but_is_neither_kept_nor_counted(cut):
 
 
 @dataclass(frozen=True)
-class Strongest:
+class Strongest(Recall):
     """Each query sees the `k` keys with the highest scores."""
 
     k: int
@@ -79,58 +79,3 @@ def test_recall_takes_away_the_same_in_any_cut():
         for a, b in zip(one_by_one, run(memory.build(**GEOMETRY), inputs, [cut]), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert not torch.allclose(one_by_one[0], everything[0])
-
-
-@dataclass(frozen=True)
-class Mean:
-    """One slot that holds the mean of everything that left, keys un-rotated."""
-
-    slots: int = 1
-
-    def fold(self, keys, values, count, left, left_values):
-        total = count + left.shape[1]
-        before = count.double() / total
-        keys.mul_(before).add_(left.sum(1, keepdim=True) / total)
-        values.mul_(before).add_(left_values.sum(1, keepdim=True) / total)
-
-
-@pytest.mark.parametrize("cuts", [[1], [5], [30]], ids=str)
-@pytest.mark.parametrize("sink", [0, 2])
-def test_folded_tokens_stand_between_sinks_and_window(sink, cuts):
-    """Against the definition: after each step the mean of all that left stands at index S of the cache."""
-    window, length = 6, 30
-    memory = Memory(sink=sink, window=window, fold=Mean())
-    state = memory.build(**GEOMETRY)
-    inputs = random_inputs(state, length)
-    outputs = run(state, inputs, cuts)
-    at = 0
-    while at < length:
-        stop = min(length, at + cuts[0])
-        left = [j for j in range(at) if j >= sink and at - j > window]
-        for i in range(at, stop):
-            kept = [j for j in range(i + 1) if j < sink or i - j <= window]
-            for layer, (q, k, v) in enumerate(inputs):
-                for head in range(4):
-                    keys, values = k[0, head // 2], v[0, head // 2]
-                    entries = [(keys[j], values[j]) for j in kept if j < sink]
-                    if left:
-                        entries.append((keys[left].mean(0), values[left].mean(0)))
-                    entries += [(keys[j], values[j]) for j in kept if j >= sink]
-                    # Positions: indices in a cache of sinks, one folded slot, window; the window's as in the stream.
-                    lag = max(0, i - (sink + 1 + window))
-                    places = list(range(sink))[: len([j for j in kept if j < sink])]
-                    places += [sink] if left else []
-                    places = [p + lag for p in places] + [j for j in kept if j >= sink]
-                    turned = rotated(torch.stack([e[0] for e in entries]), places, FREQUENCIES)
-                    scores = turned @ rotated(q[0, head, i : i + 1], [i], FREQUENCIES)[0] * 8**-0.5
-                    expected = torch.softmax(scores, 0) @ torch.stack([e[1] for e in entries])
-                    torch.testing.assert_close(outputs[layer][0, head, i], expected, rtol=0, atol=1e-10)
-        at = stop
-    expected_held = [*range(sink), -1, *range(length - window, length)]
-    assert state.held(0) == expected_held
-    with pytest.raises(ValueError, match="folded tokens"):
-        state.truncate(1)
-    twin = state.fork()
-    more = random_inputs(state, 5, seed=9)
-    for a, b in zip(run(state, more, [1]), run(twin, more, [1]), strict=True):
-        assert torch.equal(a, b)

@@ -162,17 +162,18 @@ def test_point_4_pictures_leave_with_their_round_and_answers_go_into_the_text(wi
 
 
 def test_point_4_moved_words_stand_before_older_pictures():
-    """The answer of round 1, once moved, is attended as text in front of everything that stands in its round."""
-    steps = [step for r in range(1, 6) for step in round_of(r, 2)]
-    calls = calls_of(steps)
-    kinds = kinds_of(steps)
-    state = build(window=4, text_round=2, text_sink=8, text_window=8)
-    play(state, calls)
-    order = [kinds[i] for i in state.held(0)]
-    words = [segment for kind, segment in order if kind == TEXT]
-    assert words == sorted(words)
-    assert order[:6] == [(TEXT, 1)] * 2 + [(TEXT, 2)] * 2 + [(TEXT, 3)] * 2
-    assert order[6:8] == [(VISION, 2)] * 2
+    """The answer of a round, once moved, has its place in front of everything that stands in its round."""
+    steps = [step for r in range(1, 7) for step in round_of(r, 2)]
+    budget = {"window": 4, "text_round": 2, "text_sink": 8, "text_window": 8}
+    state, kinds, held = build(**budget), kinds_of(steps), []
+    for call, step in zip(calls_of(steps)[0], steps, strict=True):
+        fresh = streaming_vlm.tokens_of(call, len(kinds_of(steps[: steps.index(step)])))
+        held = edited(held, fresh, **budget) + fresh
+    play(state, calls_of(steps))
+    assert sorted(state.held(0)) == sorted(token.index for token in held)
+    assert [kinds[token.index] for token in held[:10]] == [(TEXT, r) for r in (1, 1, 2, 2, 3, 3, 4, 4)] + [
+        (VISION, 3)
+    ] * 2
 
 
 def test_point_5_what_a_round_attends_is_the_same_at_the_end_as_at_the_beginning():

@@ -1,27 +1,42 @@
 """Bounded attention memory: five verbs, one layout, exact at any distance from the start of a stream."""
 
+from .base import MemoryState
 from .admit import Everything
-from .evict import Oldest
+from .evict import Never, Oldest
 from .files import StateError, read_state, write_state
 from .fold import Dropped
 from .layout import Geometry, Memory
 from .place import Absolute, Contiguous
 from .recall import AllHeld
 from .rope import Rope
-from .state import MemoryState
+from .state import RingState
+from .verbs import Admit, Evict, Fold, Fresh, Place, Places, Recall
+from .view import EMPTY, FOLDED, View
 
 __all__ = [
     "Absolute",
+    "Admit",
     "AllHeld",
     "Contiguous",
     "Dropped",
+    "EMPTY",
     "Everything",
+    "Evict",
+    "FOLDED",
+    "Fold",
+    "Fresh",
     "Geometry",
     "Memory",
     "MemoryState",
+    "Never",
     "Oldest",
+    "Place",
+    "Places",
+    "Recall",
+    "RingState",
     "Rope",
     "StateError",
+    "View",
     "read_state",
     "write_state",
 ]

@@ -5,16 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .ring import Ring
+from .verbs import Evict
+from .view import View
 
 
 @dataclass(frozen=True)
-class Oldest:
-    """The oldest window token leaves, the same one in every head and layer; sinks never do."""
+class Oldest(Evict):
+    """The oldest window tokens leave, the same ones in every head and layer; sinks never do.
 
-    def window(
-        self, *, sink: int, head: int, size: int | None, batch: int, heads: int, key_dim: int, value_dim: int,
-        dtype: torch.dtype, device: torch.device,
-    ) -> Ring:  # fmt: skip
-        return Ring(sink, head, size, batch, heads, key_dim, value_dim, dtype, device)
+    with_fresh: whether the window's budget counts the fresh tokens too (video papers say "9 frames, including the 3
+    that are being generated"), or what is kept before them.
+    """
+
+    with_fresh: bool = False
+
+    def keep(self, view: View) -> Tensor | None:
+        if view.window is None:
+            return None
+        first = view.consumed + (view.m if self.with_fresh else 0) - view.window
+        return (view.index >= first[:, None, None]) | view.pinned
+
+    def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
+        if window is None:
+            return None
+        return sink + slots + (max(window, m) if self.with_fresh else window + m)
+
+
+@dataclass(frozen=True)
+class Never(Evict):
+    """Nothing leaves: the memory grows with the stream (or its fold keeps it small)."""
+
+    def keep(self, view: View) -> Tensor | None:
+        return torch.ones_like(view.index, dtype=torch.bool)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .state import MemoryState
 
 DEFAULT_ROPE = Rope()
+VERBS: dict[str, type] = {"admit": Admit, "evict": Evict, "fold": Fold, "recall": Recall, "place": Place}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,14 @@ class Memory:
 
     sink: S, number of first tokens that are never evicted. window: W, number of most recent tokens kept beside them;
     None keeps every token. After a step a stream holds at most S + W tokens, and a fresh token attends those and
-    itself. null: an extra key without a value in every softmax: "zero" adds e^0 to the denominator (softmax1),
+    itself.
+
+    frame: how many tokens arrive and leave together; S and W then count frames. None: found in the first step (its
+    `frame` tag, or its length divided into `chunk` frames). chunk: frames that a step usually brings. inside: whether
+    the fresh tokens of one step attend each other causally, or both ways (a chunk of video). rows: independent copies,
+    one a denoising step. keep_sink: whether computing the window anew (`recache`) leaves the sinks as they are.
+
+    null: an extra key without a value in every softmax: "zero" adds e^0 to the denominator (softmax1),
     "learned" adds e^b with one logit b per head that the model brings. recompute: keys are not carried over; the
     session runs the model afresh on the last `window` tokens for every token (the quality reference).
     """
@@ -41,6 +49,11 @@ class Memory:
     fold: Fold = field(default_factory=Dropped)
     recall: Recall = field(default_factory=AllHeld)
     place: Place = field(default_factory=Contiguous)
+    frame: int | None = 1
+    chunk: int = 1
+    inside: Literal["causal", "both"] = "causal"
+    rows: int = 1
+    keep_sink: bool = True
     null: Literal["zero", "learned"] | None = None
     recompute: bool = False
     name: str = "memory"
@@ -51,8 +64,20 @@ class Memory:
             raise ValueError(f"{self.name}: sink is {self.sink!r}; it must be a whole number of tokens, 0 or more")
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             raise ValueError(f"{self.name}: window is {self.window!r}; it must be a whole number of tokens, 1 or more")
-        if self.window is None and (self.sink or self.fold.slots):
-            raise ValueError(f"{self.name}: nothing ever leaves without a window, so sink and fold have no meaning")
+        if self.window is None and self.sink and self.on_ring:
+            raise ValueError(f"{self.name}: nothing ever leaves without a window, so a sink has no meaning")
+        for name, value in {"frame": self.frame or 1, "chunk": self.chunk, "rows": self.rows}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{self.name}: {name} is {value!r}; it must be a whole number, 1 or more")
+        if self.inside not in ("causal", "both"):
+            raise ValueError(f"{self.name}: inside is {self.inside!r}; it must be 'causal' or 'both'")
+        if self.null and not self.on_ring:
+            raise ValueError(f"{self.name}: a null key goes with `Oldest` tokens, `Dropped` and a causal step only")
+        for verb, base in VERBS.items():
+            if not isinstance(getattr(self, verb), base):
+                raise TypeError(
+                    f"{self.name}: {verb} is {getattr(self, verb)!r}; derive it from evenflow.memory.{base.__name__}"
+                )
         if self.null not in (None, "zero", "learned"):
             raise ValueError(f"{self.name}: null is {self.null!r}; it must be None, 'zero' or 'learned'")
         if self.recompute and self.window is None:
@@ -60,8 +85,17 @@ class Memory:
 
     @property
     def capacity(self) -> int | None:
-        """S + M + W, the most that is held between steps; None without a bound."""
-        return None if self.window is None else self.sink + self.fold.slots + self.window
+        """S + W, the most that is held between steps; None without a bound."""
+        return None if self.window is None else self.sink + self.window
+
+    @property
+    def on_ring(self) -> bool:
+        """Whether the plain rule holds, oldest token out, one at a time, which runs on a ring without any copy."""
+        plain = self.frame == 1 and self.inside == "causal" and self.rows == 1
+        rule = type(self.evict) is Oldest and not self.evict.with_fresh and type(self.fold) is Dropped
+        own_lag = type(self.place).lag is not Place.lag
+        sees = all(getattr(type(self.recall), n) is getattr(Recall, n) for n in ("among", "attend", "retrieve", "tensors"))
+        return plain and rule and own_lag and sees
 
     @property
     def spec(self) -> str:
@@ -71,13 +105,14 @@ class Memory:
 
     def verbs(self) -> dict[str, str]:
         """The five answers by their names."""
-        return {verb: type(getattr(self, verb)).__name__ for verb in ("admit", "evict", "fold", "recall", "place")}
+        return {verb: type(getattr(self, verb)).__name__ for verb in VERBS}
 
     def build(self, **geometry: Any) -> MemoryState:
         """An empty memory for one model and one stream (or a batch of them); see `Geometry.of` for the arguments."""
-        from .state import MemoryState
+        from .chunks import ArenaState
+        from .state import RingState
 
-        return MemoryState(self, Geometry.of(**geometry))
+        return (RingState if self.on_ring else ArenaState)(self, Geometry.of(**geometry))
 
 
 def per_layer(value: Any, layers: int, name: str) -> tuple[Any, ...]:

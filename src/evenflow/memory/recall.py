@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from .verbs import Recall
 
 
 @dataclass(frozen=True)
-class AllHeld:
+class AllHeld(Recall):
     """A query sees every token that is held and not in its future."""
-
-    def visible(self, query: Tensor, keys: Tensor, allowed: Tensor | None) -> None:
-        return None

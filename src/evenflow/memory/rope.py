@@ -141,6 +141,8 @@ class Rotary:
         self._sign = (torch.where(first, -1.0, 1.0).double() * self.scale).to(device)
         self._rest = head_dim - dim
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.coordinates = rope.coordinates
+        self._axes = None if rope.axes is None else torch.tensor(rope.axes, device=device)
 
     def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the positions start..start+length-1, each [length, head_dim]; do not write to them."""
@@ -165,11 +167,23 @@ class Rotary:
         return self._blocks[block]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of integer positions of any shape [...], each [..., head_dim]."""
+        """Cosine and sine of integer positions of any shape [...], each [..., head_dim].
+
+        A rope with several axes takes [..., axes] and gives [..., head_dim].
+        """
+        if self._axes is None:
+            return self._expand(self._phase(positions))
+        phase = self._phase(positions[..., 0])
+        for axis in range(1, self.coordinates + 1):
+            phase = torch.where(self._axes == axis, self._phase(positions[..., axis]), phase)
+        return self._expand(phase)
+
+    def _phase(self, positions: Tensor) -> Tensor:
         block, offset = positions // BLOCK, positions % BLOCK
         which, inverse = block.unique(return_inverse=True)
         phases = torch.stack([_block_phase(self.frequencies, int(b), self.device) for b in which.tolist()])
-        return self._expand(_table(self.frequencies, self.device)[offset.to(self.device)] * phases[inverse])
+        table = _table(self.frequencies, self.device)[offset.to(self.device)]
+        return table * (phases[0] if len(phases) == 1 else phases[inverse])
 
     def _expand(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         cos = phase.real[..., self._pair] * self.scale

@@ -8,24 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import MemoryState
 from .layout import Geometry, Memory
+from .ring import Ring
 from .rope import Rotary
 from .step import Step, Track
-from .verbs import Window
-
-TAGS = ("frame", "modality", "segment", "time", "coordinates")
 
 
 class Held:
     """What one layer holds.
 
-    window: rotated keys and values in slots `[null | sinks | memory | window]`. head_keys: the keys of sinks and
-    memory as they came, un-rotated, [B, H_kv, S + M, D], for their positions move. head_at: the lag at which the
-    window's copy of them is rotated now, None where it has to be made again. folded: int64 [B], tokens folded so far.
+    window: rotated keys and values in slots `[null | sinks | window]`. head_keys: the keys of sinks as they came,
+    un-rotated, [B, H_kv, S, D], for their positions move. head_at: the lag at which the window's copy of them is
+    rotated now, None where it has to be made again.
     """
 
-    def __init__(self, window: Window, head_keys: Tensor, folded: Tensor) -> None:
-        self.window, self.head_keys, self.folded = window, head_keys, folded
+    def __init__(self, window: Ring, head_keys: Tensor) -> None:
+        self.window, self.head_keys = window, head_keys
         self.head_at: tuple[int, ...] | None = None
         self._swapped: Tensor | None = None
 
@@ -44,19 +43,15 @@ class Held:
         self.head_at = self._swapped = None
 
 
-class MemoryState:
-    """The memory of one stream (or of a batch of streams) in one model; `Memory.build` makes it.
-
-    Rows of a batch may have consumed different numbers of tokens. Every tensor lives on `geometry.device`; a step
-    writes in place and leaves no trace when it fails.
-    """
+class RingState(MemoryState):
+    """A memory whose oldest token leaves: sinks and a ring of the newest tokens."""
 
     def __init__(self, memory: Memory, geometry: Geometry) -> None:
         self.memory, self.geometry = memory, geometry
         if memory.null == "learned" and geometry.sink_logits is None:
             raise ValueError(f"{memory.name} needs one logit per layer and head: give sink_logits=[layers, heads]")
         self.null = int(memory.null is not None or geometry.sink_logits is not None)
-        self.head = self.null + memory.sink + memory.fold.slots
+        self.head = self.null + memory.sink
         with torch.inference_mode(False):
             tracks: dict[Any, Track] = {}
             self.tracks: list[Track] = []
@@ -80,81 +75,24 @@ class MemoryState:
 
     def _empty(self, size: int | None) -> Held:
         g, memory = self.geometry, self.memory
-        window = memory.evict.window(
-            sink=memory.sink, head=self.head, size=size, batch=g.batch, heads=g.kv_heads, key_dim=g.head_dim,
-            value_dim=g.value_dim, dtype=g.dtype, device=g.device,
-        )  # fmt: skip
+        window = Ring(
+            memory.sink, self.head, size, g.batch, g.kv_heads, g.head_dim, g.value_dim, g.dtype, g.device
+        )
         head_keys = torch.zeros(g.batch, g.kv_heads, self.head - self.null, g.head_dim, dtype=g.dtype, device=g.device)
-        return Held(window, head_keys, torch.zeros(g.batch, dtype=torch.int64, device=g.device))
+        return Held(window, head_keys)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
     def step(
-        self, m: int, tags: Mapping[str, Tensor] | None = None, commit: bool = True, mask: Tensor | None = None
-    ) -> Step:
-        """A context in which every layer attends once with `m` fresh tokens per row.
-
-        tags: what is known of each token, under the names in `TAGS`; tensors of shape [m], [B, m] or with more
-        dimensions behind. commit: False attends and leaves the memory as it was. mask: bool [B, m], False for columns
-        that are padding: they are not stored and not counted, and their output means nothing. None: all are real.
-
-        The memory changes when the context ends without an error after every layer has attended, and at no other time.
-        """
-        g = self.geometry
-        if isinstance(m, bool) or not isinstance(m, int) or m < 1:
-            raise ValueError(f"a step takes a whole number of fresh tokens, 1 or more; got {m!r}")
-        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (g.batch, m)):
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected bool of shape ({g.batch}, {m})"
-            )
-        return Step(self, m, self._checked(tags or {}, m), commit, mask)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the fresh queries over all they may see, in the current step.
-
-        q [B, H_q, m, D], k [B, H_kv, m, D] un-rotated, v [B, H_kv, m, D_v], in the memory's dtype. Returns
-        [B, H_q, m, D_v]. No gradient flows. Raises ValueError on a wrong shape, dtype or layer, RuntimeError outside
-        a step or when a layer attends twice in one.
-        """
-        step = self._current
-        if step is None:
-            raise RuntimeError("attend was called outside a step; open one: `with memory.step(m): ...`")
-        return step.attend(layer, q, k, v)
-
-    def _checked(self, tags: Mapping[str, Tensor], m: int) -> dict[str, Tensor]:
-        batch = self.geometry.batch
-        checked = {}
-        for name, value in tags.items():
-            if name not in TAGS:
-                raise ValueError(f"unknown tag {name!r}; a token's tags are {', '.join(TAGS)}")
-            tag = torch.as_tensor(value)
-            if tag.ndim and tag.shape[0] == m and not (tag.ndim > 1 and tuple(tag.shape[:2]) == (batch, m)):
-                tag = tag.expand(batch, *tag.shape)
-            if tuple(tag.shape[:2]) != (batch, m):
-                raise ValueError(f"tag {name!r} has shape {tuple(tag.shape)}; expected ({m},) or ({batch}, {m})")
-            checked[name] = tag
-        if "time" in checked:
-            time = checked["time"]
-            before = time[:, :1] if self._time is None else self._time[:, None].to(time)
-            late = torch.cat([before, time], 1).diff(dim=1) < 0
-            if bool(late.any()):
-                row, column = late.nonzero()[0].tolist()
-                raise ValueError(f"time runs backwards at row {row}, item {column}; timestamps must not decrease")
-        return checked
+        self, m: int, tags: Mapping[str, Tensor] | None = None, commit: bool = True, mask: Tensor | None = None,
+        row: int | None = None,
+    ) -> Step:  # fmt: skip
+        if row is not None:
+            raise ValueError(f"{self.memory.name} holds one copy; row={row} needs a memory with rows")
+        self._step_size(m, mask, self.geometry.batch)
+        return Step(self, m, self._checked(tags or {}, m, self.geometry.batch), commit, mask)
 
     # -- what there is -------------------------------------------------------------------------------------------
-
-    @property
-    def position(self) -> int:
-        """Tokens consumed so far. Rows of different age have no common position: then use `positions`."""
-        if len(set(self._rows)) > 1:
-            raise ValueError(f"rows are at different positions {self._rows}; read `positions`")
-        return self._rows[0]
-
-    @property
-    def positions(self) -> Tensor:
-        """Tokens consumed by each row, int64 [B]."""
-        return torch.tensor(self._rows)
 
     @property
     def nbytes(self) -> int:
@@ -163,23 +101,21 @@ class MemoryState:
 
     @staticmethod
     def _tensors(held: Held) -> tuple[Tensor, ...]:
-        return held.window.keys, held.window.values, held.head_keys, held.folded
+        return held.window.keys, held.window.values, held.head_keys
 
-    def held(self, layer: int, row: int = 0) -> list[int]:
-        """Stream indices the next query of `row` can see in `layer`, in attention order; −1 is a folded memory slot."""
+    def held(self, layer: int, row: int = 0, head: int = 0) -> list[int]:
         if not 0 <= layer < self.geometry.layers or not 0 <= row < self.geometry.batch:
             raise ValueError(
                 f"no layer {layer}, row {row}: there are {self.geometry.layers} layers and {self.geometry.batch} rows"
             )
         track, kept, position = self.tracks[layer], self.held_layers[layer], self._rows[row]
-        sink, slots = self.memory.sink, self.memory.fold.slots
+        sink = self.memory.sink
         lag = int(self.memory.place.lag(torch.tensor(position), self.memory.capacity))
         near = position - lag - (track.reach or position + 1)
         sinks = [s for s in range(min(sink, position)) if s > near]
-        folded = [-1 for s in range(min(slots, int(kept.folded[row]))) if sink + s > near]
         index = kept.window.index(torch.tensor([position], device=self.geometry.device))[0]
         oldest = 0 if track.size is None else position - track.size
-        return sinks + folded + sorted(j for j in index.tolist() if j >= max(sink, oldest))
+        return sinks + sorted(j for j in index.tolist() if j >= max(sink, oldest))
 
     # -- undo, copy, forget --------------------------------------------------------------------------------------
 
@@ -193,10 +129,6 @@ class MemoryState:
         ]
         self._rows = rows
 
-    def _idle(self, what: str) -> None:
-        if self._current is not None:
-            raise RuntimeError(f"{what} is not possible inside a step")
-
     def truncate(self, n: int) -> None:
         """Undo the last `n` tokens of every row, exactly.
 
@@ -206,8 +138,6 @@ class MemoryState:
         self._idle("truncate")
         if isinstance(n, bool) or not isinstance(n, int) or n < 0 or n > min(self._rows):
             raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self._rows}")
-        if n and any(bool(kept.folded.any()) for kept in self.held_layers):
-            raise ValueError("cannot undo: folded tokens cannot be taken out of the memory again; fork before")
         spare = min(row - floor for row, floor in zip(self._rows, self._floor, strict=True))
         if n > spare:
             raise ValueError(
@@ -219,10 +149,10 @@ class MemoryState:
             kept.head_changed()
 
     @torch.inference_mode(False)
-    def fork(self) -> MemoryState:
+    def fork(self) -> RingState:
         """An independent copy; what happens to one is never seen by the other."""
         self._idle("fork")
-        twin = object.__new__(MemoryState)
+        twin = object.__new__(RingState)
         twin.__dict__.update(self.__dict__)
         twin.held_layers = [self._empty(track.size) for track in self.tracks]
         twin.load_state_dict(self.state_dict())
@@ -299,7 +229,6 @@ class MemoryState:
             state[f"layers.{layer}.keys"] = kept.window.keys[:, :, :used].clone()
             state[f"layers.{layer}.values"] = kept.window.values[:, :, :used].clone()
             state[f"layers.{layer}.head_keys"] = kept.head_keys.clone()
-            state[f"layers.{layer}.folded"] = kept.folded.clone()
         return state
 
     @torch.inference_mode(False)
@@ -319,7 +248,7 @@ class MemoryState:
             kept = self._empty(track.size)
             kept.window.reserve(max(rows))
             used = self.head + min(kept.window.slots, max(max(rows) - self.memory.sink, 0))
-            parts = (kept.window.keys[:, :, :used], kept.window.values[:, :, :used], kept.head_keys, kept.folded)
+            parts = (kept.window.keys[:, :, :used], kept.window.values[:, :, :used], kept.head_keys)
             for part, into in zip(PARTS, parts, strict=True):
                 tensor = state[f"layers.{layer}.{part}"]
                 if tensor.shape != into.shape or tensor.dtype != into.dtype:
@@ -335,4 +264,4 @@ class MemoryState:
         self._time = None if time is None else time.clone()
 
 
-PARTS = ("keys", "values", "head_keys", "folded")
+PARTS = ("keys", "values", "head_keys")

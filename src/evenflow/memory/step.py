@@ -20,7 +20,7 @@ from .rope import Rotary
 from .verbs import Fresh
 
 if TYPE_CHECKING:
-    from .state import Held, MemoryState
+    from .state import Held, RingState
 
 QUERIES = 128  # Queries of a block that share one mask and one slice of keys: small wastes calls, large wastes scores.
 HALF = (torch.float16, torch.bfloat16)
@@ -74,10 +74,10 @@ class Block:
 
 
 class Step:
-    """The context that `MemoryState.step` opens."""
+    """The context that `RingState.step` opens."""
 
     def __init__(
-        self, state: MemoryState, m: int, tags: Mapping[str, Tensor], commit: bool, mask: Tensor | None
+        self, state: RingState, m: int, tags: Mapping[str, Tensor], commit: bool, mask: Tensor | None
     ) -> None:
         self.state, self.m, self.tags, self.commit = state, m, tags, commit
         admitted = state.memory.admit.admitted(Fresh(m, state.geometry.batch, tags, mask))
@@ -124,7 +124,7 @@ class Step:
             self.state._time = self.tags["time"][:, -1].clone()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `MemoryState.attend`."""
+        """See `RingState.attend`."""
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self.attend(layer, q, k, v)
@@ -306,8 +306,6 @@ class Step:
         state, track = self.state, self.state.tracks[layer]
         plan = self.plans[track]
         raw, keys, values = self.fresh[layer]
-        if state.memory.fold.slots:
-            self._fold(kept, track, plan, raw, values)
         if isinstance(plan, Single):
             return
         sink, window = state.memory.sink, kept.window
@@ -332,38 +330,6 @@ class Step:
         window.keys[row, :, slots] = keys[row, :, column]
         window.values[row, :, slots] = values[row, :, column]
 
-    def _fold(self, kept: Held, track: Track, plan: Single | Block, raw: Tensor, values: Tensor) -> None:
-        """Give the fold, row by row and oldest first, the tokens that no later query will find in the window."""
-        state, fold, sink, window = self.state, self.state.memory.fold, self.state.memory.sink, kept.window
-        assert track.size is not None, "a memory that folds has a window"
-        memory = slice(state.null + sink, state.head)
-        for row, consumed in enumerate(self.rows):
-            column = torch.arange(self.m, device=raw.device)
-            if self.counted is not None:
-                column = column[self.counted[row]]
-            end = consumed + len(column)
-            first, last = max(sink, consumed - track.size), end - track.size
-            if last <= first:
-                continue
-            old = torch.arange(first, max(first, min(last, consumed)), device=raw.device)
-            slot = window.slot(old)
-            left, left_values = window.keys[row, :, slot], window.values[row, :, slot]
-            if track.rotary is not None and len(old):
-                cos, sin = track.rotary.at(old)
-                left = track.rotary.rotate(left, cos / track.rotary.scale**2, -sin / track.rotary.scale**2)
-            new = column[max(first, consumed) - consumed : max(last, consumed) - consumed]
-            left = torch.cat([left, raw[row, :, new]], 1)
-            left_values = torch.cat([left_values, values[row, :, new]], 1)
-            fold.fold(
-                kept.head_keys[row, :, sink:],
-                window.values[row, :, memory],
-                kept.folded[row : row + 1],
-                left,
-                left_values,
-            )
-            kept.folded[row] += left.shape[1]
-        kept.head_changed()
-
 
 def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
     """`bias` [R, 1 or H_q, c, n] with the null key's logit of every head in the first column."""
@@ -372,7 +338,7 @@ def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
     return bias
 
 
-def _recalled(state: MemoryState, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor | None:
+def _recalled(state: RingState, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor | None:
     """The bias, with everything masked that the recall answer takes away."""
     seen = state.memory.recall.visible(query, keys, None if bias is None else bias > -torch.inf)
     if seen is None:
@@ -384,9 +350,9 @@ def _recalled(state: MemoryState, query: Tensor, keys: Tensor, bias: Tensor | No
 # -- planning: what is the same for all layers of a track --------------------------------------------------------------
 
 
-def _single(state: MemoryState, track: Track, kept: Held, rows: list[int], uniform: bool) -> Single:
+def _single(state: RingState, track: Track, kept: Held, rows: list[int], uniform: bool) -> Single:
     memory, g, null, head, window = state.memory, state.geometry, state.null, state.head, kept.window
-    sink, slots = memory.sink, memory.fold.slots
+    sink = memory.sink
     for of, held in zip(state.tracks, state.held_layers, strict=True):
         if of is track:
             held.window.reserve(max(rows) + 1)
@@ -394,14 +360,13 @@ def _single(state: MemoryState, track: Track, kept: Held, rows: list[int], unifo
     lag = memory.place.lag(position, memory.capacity)
     lags = tuple(lag.tolist())
     youngest, oldest = min(rows), max(rows)
-    stop = null + oldest + 1 if oldest < sink and not slots else head + min(max(oldest - sink + 1, 0), window.slots)
+    stop = null + oldest + 1 if oldest < sink else head + min(max(oldest - sink + 1, 0), window.slots)
     # Sinks out of a sliding layer's reach are the first slots of the buffer: without a null key they are left out.
     beyond = 0 if track.reach is None else max(0, oldest - min(lags) - track.reach + 1)
     start = min(beyond, sink) if uniform and not null else 0
     masked = (
-        start < min(beyond, sink + slots)
+        start < min(beyond, sink)
         or (not uniform and youngest + 1 < sink + window.slots)
-        or (slots > 0 and bool((kept.folded < slots).any()))
     )
     bias = None
     if masked or g.alibi is not None:
@@ -421,7 +386,7 @@ def _single(state: MemoryState, track: Track, kept: Held, rows: list[int], unifo
     return Single(slot_of, torch.where(position < sink, position, -1), start, stop, lags, turn, head_turn, bias)
 
 
-def _block(state: MemoryState, track: Track, kept: Held, step: Step) -> Block:
+def _block(state: RingState, track: Track, kept: Held, step: Step) -> Block:
     memory, g, window, m, rows = state.memory, state.geometry, kept.window, step.m, step.rows
     position = torch.tensor(rows[:1] if step.uniform else rows, device=g.device)
     counted = step.counted
@@ -463,7 +428,7 @@ def _block(state: MemoryState, track: Track, kept: Held, step: Step) -> Block:
 
 
 def _bias(
-    state: MemoryState, track: Track, kept: Held, index: Tensor, last: Tensor, lag: Tensor, keys: Tensor
+    state: RingState, track: Track, kept: Held, index: Tensor, last: Tensor, lag: Tensor, keys: Tensor
 ) -> Tensor:
     """What is added to the scores of queries over `[head | keys]`: −∞ where nothing may be seen, and ALiBi's slope.
 
@@ -471,13 +436,10 @@ def _bias(
     sinks and memory are moved up for it. keys: int64 [R, n], stream indices, −1 for nothing. Returns
     [R, 1 or H_q, c, head + n] in the memory's dtype.
     """
-    g, sink, slots = state.geometry, state.memory.sink, state.memory.fold.slots
-    place = torch.arange(sink + slots, device=index.device)
+    g, sink = state.geometry, state.memory.sink
+    place = torch.arange(sink, device=index.device)
     head = (index - lag)[..., None] - place
     exists = place <= last[..., None]
-    if slots:
-        folded = kept.folded[: len(index), None, None]
-        exists = torch.where(place < sink, exists, place - sink < folded)
     if track.reach is not None:
         exists = exists & (head < track.reach)
     distance = index[..., None] - keys[:, None]
@@ -502,7 +464,7 @@ def _turn(rotary: Rotary, places: Tensor, start: int | None = None) -> tuple[Ten
 
 
 def _head_channels(
-    state: MemoryState, layer: int, plan: Block, track: Track, kept: Held, q: Tensor
+    state: RingState, layer: int, plan: Block, track: Track, kept: Held, q: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Channels that let one softmax score the head as every query of a block sees it.
 

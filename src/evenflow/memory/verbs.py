@@ -1,19 +1,28 @@
-"""The five questions every memory answers, as five small protocols.
+"""The five questions every memory answers, as five small classes to derive from.
 
 A memory method is five answers: which fresh items get in (`Admit`), which held tokens leave (`Evict`), what becomes of
 what leaves (`Fold`), what a query may see (`Recall`), and which positions held tokens get (`Place`). An answer is a
-frozen dataclass; its parameters are its fields. Whatever must be remembered between steps lives in tensors that the
-memory owns, so that saving, forking and resetting need no help from the answer.
+frozen dataclass that overrides what it needs; its parameters are its fields. It keeps nothing itself: what must be
+remembered between steps are tensors that the memory owns (`tensors`, and `view.mine` while it works), so that saving,
+forking, resetting and undoing need no help from the answer.
+
+Memories whose rule is simply "the oldest token leaves" run on a ring (`state.py`); all others on an arena
+(`chunks.py`), where an answer sees one layer of one step through a `View`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
+
+from .attention import softmax_attention
+
+if TYPE_CHECKING:
+    from .layout import Geometry
+    from .view import View
 
 
 @dataclass(frozen=True)
@@ -26,62 +35,81 @@ class Fresh:
     real: Tensor | None  # bool [B, m]
 
 
-@runtime_checkable
-class Window(Protocol):
-    """A container for the window part of one layer, made by an `Evict` answer.
+class Answer:
+    """What all answers share."""
 
-    keys, values: [B, H_kv, head + slots, D]; the first `head` slots belong to sinks and folded memory and are the
-    memory's own, the rest hold the window in whatever order the container likes.
-    """
+    def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
+        """What this answer remembers between steps, as it is at the start of a stream; every tensor [B, …].
 
-    keys: Tensor
-    values: Tensor
-    slots: int
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for a window of `tokens` tokens (only a container without a bound has anything to do)."""
-
-    def index(self, consumed: Tensor) -> Tensor:
-        """Stream index held in each window slot, [R, slots], −1 where none, when `consumed` [R] tokens were read."""
-
-    def slot(self, index: Tensor) -> Tensor:
-        """Slot among `keys` and `values` in which the token with stream index `index` belongs."""
+        Evict and Place have one set for all layers (one a layer, if `Evict.content`), Fold and Recall one a layer.
+        """
+        return {}
 
 
-class Admit(Protocol):
+class Admit(Answer):
     """Which fresh items get in?"""
 
     def admitted(self, fresh: Fresh) -> Tensor | None:
         """Bool [B, m], False for a token that is neither kept nor counted; None admits every token."""
+        return None
 
 
-class Evict(Protocol):
-    """Which held tokens leave?"""
+class Evict(Answer):
+    """Which held tokens leave?
 
-    def window(
-        self, *, sink: int, head: int, size: int | None, batch: int, heads: int, key_dim: int, value_dim: int,
-        dtype: torch.dtype, device: torch.device,
-    ) -> Window:  # fmt: skip
-        """A container that keeps `size` tokens before the fresh one (None: all of them)."""
+    content: whether keys, values or queries decide. If not, all layers lose the same tokens, decided once a step.
+    """
+
+    content: ClassVar[bool] = False
+
+    def keep(self, view: View) -> Tensor | None:
+        """Bool [R, G, n], True for what stays; None keeps everything.
+
+        Asked before attention, once a chunk: what leaves is not attended any more. Columns are those of `view.index`:
+        the arena's slots, then the fresh tokens, which may be turned away too. G is 1 or the number of key heads.
+        """
+        return None
+
+    def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
+        """Slots that hold everything at chunks of m tokens, all counted in tokens; None: grow when more are needed."""
+        return None
 
 
-class Fold(Protocol):
-    """What becomes of what leaves?"""
+class Fold(Answer):
+    """What becomes of what leaves?
 
-    @property
-    def slots(self) -> int:
-        """Number of memory slots between sinks and window; 0 means that what leaves is dropped."""
+    from_start: whether the memory slots begin as the tokens that follow the sinks. content: whether it fills or frees
+    slots by what is in them (merging, say), so that layers come to hold different tokens.
+    """
 
-    def fold(self, keys: Tensor, values: Tensor, count: Tensor, left: Tensor, left_values: Tensor) -> None:
-        """Fold one row's leaving tokens into its memory, in place, oldest first.
+    from_start: ClassVar[bool] = False
+    content: ClassVar[bool] = False
 
-        keys, values: the memory of one row and layer, [H_kv, slots, D], keys un-rotated. count: int64 [1], how many
-        tokens were folded before. left, left_values: the leaving tokens [H_kv, n, D], keys un-rotated.
+    def slots(self, frame: int) -> int:
+        """Number of memory slots (tokens) between sinks and window."""
+        return 0
+
+    def leave(self, view: View, leaving: Tensor) -> None:
+        """Before attention, in every call of a chunk: `leaving` bool [R, G, n] marks what `view` still holds.
+
+        Write into sink or memory slots with `view.write`, into own tensors by replacing entries of `view.mine`. What
+        a call that is not committed writes is undone by the memory.
         """
 
+    def arrive(self, view: View) -> None:
+        """At the end of a committed step: fresh tokens are in their slots (`view.fresh`). May write as `leave`."""
 
-class Recall(Protocol):
+    def read(self, view: View) -> Tensor | None:
+        """What the queries read from own tensors, added to the attention's output: [B, H_q, m, D_v]."""
+        return None
+
+
+class Recall(Answer):
     """What may a query see?"""
+
+    def among(self, view: View) -> Tensor | None:
+        """Bool [R, G, n]: which held and fresh tokens this step may attend at all, told by what is known of them."""
+        return None
 
     def visible(self, query: Tensor, keys: Tensor, allowed: Tensor | None) -> Tensor | None:
         """Bool mask over held and fresh tokens, or None to see everything that is allowed.
@@ -89,14 +117,56 @@ class Recall(Protocol):
         query: rotated, [B, H_q, m, D]; keys: rotated, [B, H_kv, n, D]; allowed: bool, broadcastable to [B, H_q, m, n]
         (None: all). The answer has that shape, and may only take away.
         """
+        return None
+
+    def attend(
+        self, view: View, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
+        """The attention itself, for answers that need not look at every key. Shapes as in `softmax_attention`."""
+        return softmax_attention(query, keys, values, bias, scale, view.geometry.softcap, view.null)
+
+    def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """For a question: keys (un-rotated) [B, H_kv, n, D], values [B, H_kv, n, D_v] and stream index [n] to answer from.
+
+        `view` shows what the stream holds in this layer, with the question's queries as `view.query`. Sinks, what was
+        selected and what else the answer should see, in the order in which they get their places.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not answer questions; ask with step(commit=False)")
 
 
-class Place(Protocol):
-    """Which positions do held tokens get?"""
+class Place(Answer):
+    """Which positions do held tokens get?
+
+    moves: whether a held token's position may change. If not, keys are stored rotated and never touched again.
+    """
+
+    moves: ClassVar[bool] = True
 
     def lag(self, position: Tensor, capacity: int | None) -> Tensor:
-        """How far sinks and memory are moved up for a query at stream index `position` (int64, any shape).
+        """On the ring: how far sinks are moved up for a query at stream index `position` (int64, any shape).
 
         The window stays at its stream positions, which no score can tell from any other contiguous numbering; only
-        what lies before the gap has to move. `capacity` counts sink + memory + window; None has no bound.
+        what lies before the gap has to move. `capacity` counts sink + window; None has no bound.
         """
+        raise NotImplementedError(f"{type(self).__name__} does not run on the ring")
+
+    def positions(self, view: View) -> Places:
+        """On the arena: positions of all columns and of the queries."""
+        raise NotImplementedError(f"{type(self).__name__} does not run on the arena")
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Positions on the time axis (frames, or tokens where a frame is one token).
+
+    keys: int64 [R, G, n] for the columns of `view.index` (what stands where nothing is held does not matter).
+    queries: int64 [R, m]. head_queries: int64 [R, m], where the queries stand as sinks and memory see them; None: the
+    same place. coordinates: False when the positions are complete in themselves, [R, G, n, axes] and [R, m, axes].
+    """
+
+    keys: Tensor
+    queries: Tensor
+    head_queries: Tensor | None = None
+    coordinates: bool = True
+
+

@@ -7,12 +7,14 @@ claims. `recipe("streaming-llm", sink=4)` and `parse("streaming-llm(sink=4)")` a
 import sys
 from types import ModuleType
 
-from . import full, learned_sink, recompute, streaming_llm, window, zero_sink
+from . import dvgt2, full, infinite_vggt, learned_sink, recompute, streaming_llm, streaming_vlm, window, zero_sink
 from .registry import RecipeInfo, parse, recipe, recipes, register
 
 __all__ = [
     "RecipeInfo",
+    "dvgt2",
     "full",
+    "infinite_vggt",
     "learned_sink",
     "parse",
     "recipe",
@@ -20,6 +22,7 @@ __all__ = [
     "recompute",
     "register",
     "streaming_llm",
+    "streaming_vlm",
     "window",
     "zero_sink",
 ]

@@ -1,0 +1,138 @@
+"""What an answer to a verb may look at: one layer, in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .layout import Geometry
+
+EMPTY, FOLDED = -2, -1  # what stands in `View.index` for a slot that holds nothing, or something without one origin
+FAR = torch.iinfo(torch.int64).max
+
+
+@dataclass(eq=False)
+class View:
+    """One layer in one step, as an answer to a verb sees it.
+
+    R is the batch size, or 1 while all rows hold the same; G the number of key heads, or 1 while all heads do.
+
+    layer, layers: which one, of how many. frame: tokens in a frame; all other counts are in tokens. m: fresh tokens.
+    sink, slots: sizes of the first two regions, columns 0..sink−1 and sink..sink+slots−1; the window has the others.
+    window: its budget, None without a bound. commit: whether this call is kept. recache: whether it computes the last
+    m tokens anew. consumed: int64 [R], tokens read before this step. stream: int64 [R, m], stream index of the fresh
+    tokens. index: int64 [R, G, n], stream index of what each column holds, EMPTY or FOLDED; in `Evict.keep` and
+    `Fold.leave` the fresh tokens are the last m columns, afterwards they have slots like everybody. tags: per column,
+    [R, G, n, …], 0 where unknown. fresh_tags: per fresh token, [R, m, …]. weight: float [R, G, n], added to scores
+    (a merged token counts for several: log of their number); None: zero. left: bool [R], whether anything left the
+    window in this chunk. query: un-rotated, [B, H_q, m, D]. mine: this answer's own tensors. shared: what layers tell
+    later layers within this step.
+    """
+
+    geometry: Geometry
+    layer: int
+    layers: int
+    frame: int
+    m: int
+    sink: int
+    slots: int
+    window: int | None
+    commit: bool
+    recache: bool
+    consumed: Tensor
+    stream: Tensor
+    index: Tensor
+    tags: Mapping[str, Tensor]
+    fresh_tags: Mapping[str, Tensor]
+    left: Tensor
+    weight: Tensor | None = None
+    query: Tensor | None = None
+    null: Tensor | None = None
+    mine: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    batch: int = 1
+    columns: Tensor | None = None
+    every: Callable[[str], list[Tensor]] = lambda name: []
+    source: Callable[[], tuple[Tensor, Tensor]] | None = None
+    turn: Callable[[Tensor, Tensor, bool], Tensor] | None = None
+    writer: Callable[..., None] | None = None
+
+    @cached_property
+    def column(self) -> Tensor:
+        """int64 [n], the slot number of each column."""
+        return torch.arange(self.index.shape[-1], device=self.index.device) if self.columns is None else self.columns
+
+    # -- which columns are what ----------------------------------------------------------------------------------
+
+    @property
+    def fresh(self) -> Tensor:
+        """Bool [R, G, n]: fresh tokens."""
+        return self.index >= self.consumed[:, None, None]
+
+    @property
+    def held(self) -> Tensor:
+        """Bool [R, G, n]: columns that hold something from before this step."""
+        return (self.index != EMPTY) & ~self.fresh
+
+    @property
+    def pinned(self) -> Tensor:
+        """Bool [n]: columns of sinks and memory."""
+        return self.column < self.sink + self.slots
+
+    def order(self) -> Tensor:
+        """int64 [R, G, n]: sorts columns into attention order: sinks, memory, window by stream index; nothing last."""
+        start = self.sink + self.slots
+        key = torch.where(self.column < start, self.column, self.index.clamp_min(0) + start)
+        return torch.where(self.index == EMPTY, FAR, key)
+
+    def rank(self) -> Tensor:
+        """int64 [R, G, n]: place of each column in attention order, counted over what is there."""
+        return self.order().argsort(dim=-1, stable=True).argsort(-1)
+
+    def of_fresh(self, what: Tensor) -> Tensor:
+        """int64 [R, m]: what [R, G, n] says of each fresh token, in the first head; those not there follow in a row."""
+        index, what = self.index[:, 0], what[:, 0].expand(self.index.shape[0], -1)
+        there = index[:, None] == self.stream[..., None]  # [R, m, n]
+        found = torch.where(there, what[:, None], -1).amax(-1)
+        last = (found - torch.arange(self.m, device=found.device)).amax(-1, keepdim=True)
+        return torch.where(found >= 0, found, last + torch.arange(self.m, device=found.device))
+
+    # -- keys and values -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _content(self) -> tuple[Tensor, Tensor]:
+        assert self.source is not None, "an answer that is not `content` decides without keys"
+        return self.source()
+
+    @property
+    def keys(self) -> Tensor:
+        """Un-rotated keys of all columns, [B, H_kv, n, D]."""
+        return self._content[0]
+
+    @property
+    def values(self) -> Tensor:
+        """Values of all columns, [B, H_kv, n, D_v]."""
+        return self._content[1]
+
+    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, H, n, D] rotated to positions int64 [R, n] or [R, G, n] on the time axis (other axes: from the tags)."""
+        assert self.turn is not None
+        return self.turn(x, positions, x is self.query)
+
+    def write(
+        self, columns: Tensor, keys: Tensor | None = None, values: Tensor | None = None, *,
+        index: Tensor | int | None = None, weight: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Put something into the arena's columns, int64 [k] (all rows and heads) or [R, G, k].
+
+        keys (un-rotated) and values [B, H_kv, k, D]; index: what they hold from now on (default FOLDED for memory
+        slots; others keep theirs); weight: float, broadcastable to [R, G, k].
+        """
+        assert self.writer is not None
+        self.writer(self, columns, keys, values, index, weight)
