@@ -61,21 +61,20 @@ def test_point_2_until_the_first_pruning_it_is_the_unbounded_stream():
 
 @pytest.mark.parametrize("total", [10, 33, 60])
 def test_point_3_no_layer_holds_more_than_its_budget(total):
-    calls, state = frames(20), build(total)
+    calls, state = frames(40), build(total)
     *_, history = infinite_vggt.run(calls, ROPE, frame=FRAME, total_budget=total)
     budgets = infinite_vggt.budgets([0.0, 0.0], total, 0.5)
-    sizes = []
-    for t in range(20):
+    sizes, counts = [], [0, 0]
+    for t in range(40):
         play(state, one(calls, t))
         assert sum(budgets) <= total
         for layer, budget in enumerate(budgets):
-            assert {len(state.held(layer, head=head)) for head in HEADS} == {
-                min((t + 1) * FRAME, max(budget, FRAME), len(state.held(layer)))
-            }
-            assert len(state.held(layer)) <= max(budget, FRAME)
+            # What has left does not come back, so a budget that rises is filled by later frames.
+            counts[layer] = min(counts[layer] + FRAME, max(budget, FRAME))
+            assert {len(state.held(layer, head=head)) for head in HEADS} == {counts[layer]}
         budgets = infinite_vggt.budgets(history[t], total, 0.5)
         sizes.append(state.nbytes)
-    assert sizes[-1] == sizes[10]
+    assert sizes[-1] == sizes[20]
 
 
 def test_point_4_the_first_frame_never_changes():

@@ -166,8 +166,8 @@ def test_point_4_moved_words_stand_before_older_pictures():
     steps = [step for r in range(1, 7) for step in round_of(r, 2)]
     budget = {"window": 4, "text_round": 2, "text_sink": 8, "text_window": 8}
     state, kinds, held = build(**budget), kinds_of(steps), []
-    for call, step in zip(calls_of(steps)[0], steps, strict=True):
-        fresh = streaming_vlm.tokens_of(call, len(kinds_of(steps[: steps.index(step)])))
+    for t, call in enumerate(calls_of(steps)[0]):
+        fresh = streaming_vlm.tokens_of(call, len(kinds_of(steps[:t])))
         held = edited(held, fresh, **budget) + fresh
     play(state, calls_of(steps))
     assert sorted(state.held(0)) == sorted(token.index for token in held)
