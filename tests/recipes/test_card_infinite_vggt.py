@@ -174,3 +174,17 @@ def test_pitfall_a_budget_below_the_anchor_keeps_the_anchor():
     calls, state = frames(6), build(3)
     assert worst(play(state, calls), infinite_vggt.reference(calls, ROPE, frame=FRAME, total_budget=3)) < 1e-10
     assert all(sorted(state.held(layer)) == list(range(FRAME)) for layer in range(2))
+
+
+def test_rows_of_a_batch_have_scores_of_their_own():
+    usual, strange = frames(12), planted(12, outliers=5)[0] * 2
+    together, alone = build(40, batch=2), [play(build(40), script) for script in (usual, strange)]
+    for t in range(12):
+        with together.step(FRAME, tags=PLACES):
+            for layer in range(2):
+                calls = usual[layer][t], strange[layer][t]
+                out = together.attend(layer, *(torch.stack([getattr(c, name) for c in calls]) for name in "qkv"))
+                for row in range(2):
+                    assert (out[row] - alone[row][layer][t]).abs().max() < 1e-12
+    counts = [[len(together.held(layer, row=row)) for layer in range(2)] for row in range(2)]
+    assert counts[1][0] == counts[1][1] and counts[0] != counts[1]

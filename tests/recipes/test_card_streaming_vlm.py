@@ -209,3 +209,23 @@ def test_pitfall_the_first_answers_become_sinks_where_the_text_before_is_short()
     play(state, calls_of(steps))
     words = [kinds[i][1] for i in state.held(0) if kinds[i][0] == TEXT]
     assert words[:4] == [1, 2, 3, 4] and words[4:] == list(range(13, 21))
+
+
+def test_rows_of_a_batch_have_dialogues_of_their_own():
+    """Rows whose tokens are of other kinds lose other tokens."""
+    ours, other = stream(8, before=0), stream(8, before=0)
+    for step in other:
+        step["modality"] = torch.where(step["modality"] == VISION, TURN, step["modality"])
+    scripts = [calls_of(ours), calls_of(other, seed=1)]
+    memory = ef.recipe("streaming-vlm", **{**BUDGET, "window": 2})
+    together = memory.build(layers=2, heads=4, kv_heads=2, head_dim=12, rope=ROPE, dtype=torch.float64, batch=2)
+    alone = [play(build(window=2), script) for script in scripts]
+    for t in range(len(ours)):
+        both = {name: torch.stack([ours[t][name], other[t][name]]) for name in ours[t]}
+        with together.step(len(ours[t]["segment"]), tags=both):
+            for layer in range(2):
+                calls = [script[layer][t] for script in scripts]
+                out = together.attend(layer, *(torch.stack([getattr(c, name) for c in calls]) for name in "qkv"))
+                for row in range(2):
+                    assert (out[row] - alone[row][layer][t]).abs().max() < 1e-12
+    assert together.held(0, row=0) != together.held(0, row=1)

@@ -1,7 +1,7 @@
 """Bounded attention memory: five verbs, one layout, exact at any distance from the start of a stream."""
 
-from .base import MemoryState
 from .admit import Everything
+from .base import MemoryState
 from .evict import Never, Oldest
 from .files import StateError, read_state, write_state
 from .fold import Dropped
@@ -14,15 +14,15 @@ from .verbs import Admit, Evict, Fold, Fresh, Place, Places, Recall
 from .view import EMPTY, FOLDED, View
 
 __all__ = [
+    "EMPTY",
+    "FOLDED",
     "Absolute",
     "Admit",
     "AllHeld",
     "Contiguous",
     "Dropped",
-    "EMPTY",
     "Everything",
     "Evict",
-    "FOLDED",
     "Fold",
     "Fresh",
     "Geometry",

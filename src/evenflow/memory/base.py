@@ -24,7 +24,6 @@ class MemoryState(ABC):
 
     memory: Memory
     geometry: Geometry
-    longest: int | None = None  # the most tokens a step should bring; None: any number
     _rows: list[int]
     _time: Tensor | None
     _current: Any

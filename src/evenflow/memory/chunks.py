@@ -8,7 +8,7 @@ attend what they may see (`Recall`), and at the end of a committed step the fold
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from .chunkstep import ChunkStep
 from .fold import Dropped
 from .layout import Geometry, Memory
 from .rope import Rotary
-from .verbs import Recall
+from .verbs import Recall, Store
 from .view import EMPTY, FAR, View
+
+if TYPE_CHECKING:
+    from .question import Question
 
 KINDS = ("evict", "place")  # answers with one set of tensors a table; the others have one a layer
 
@@ -37,7 +40,6 @@ class ArenaState(MemoryState):
         recall = type(memory.recall)
         asked = memory.evict.content or type(memory.fold) is not Dropped or recall.retrieve is not Recall.retrieve
         self.raw = memory.place.moves or asked
-        self.longest = 256 if memory.inside == "causal" else None
         self.rotaries = {
             rope: None if rope is None else Rotary(rope, geometry.head_dim, geometry.dtype, geometry.device)
             for rope in geometry.rope
@@ -59,6 +61,7 @@ class ArenaState(MemoryState):
         differ = memory.evict.content or memory.fold.content
         self.tables = [Table(empty) for _ in range(g.layers if differ else 1)]
         self.pending: dict[int, tuple[Any, Tensor | None, dict[str, Tensor]]] = {}
+        self.store: Store | None = None
         if self.frame is not None:
             self._own(self.frame)
 
@@ -70,6 +73,7 @@ class ArenaState(MemoryState):
             made = getattr(memory, verb).tensors(g, frame)
             return {name: tensor.to(g.device) for name, tensor in made.items()}
 
+        self.store = memory.fold.store(g, frame)
         self.mine = [{verb: made(verb) for verb in ("fold", "recall")} for _ in range(g.layers)]
         self.tables = [Table(t.index, mine={verb: made(verb) for verb in KINDS}) for t in self.tables]
 
@@ -125,7 +129,7 @@ class ArenaState(MemoryState):
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors().values())
+        return sum(tensor.nbytes for tensor in self._tensors().values()) + (self.store.nbytes if self.store else 0)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
@@ -154,6 +158,7 @@ class ArenaState(MemoryState):
         view = View(
             g, layer, g.layers, frame, 0, self.memory.sink * frame, self.memory.fold.slots(frame), self._window(frame),
             True, False, consumed, consumed[:, None][:, :0], table.index, table.tags, {}, consumed < 0,
+            causal=self.memory.inside == "causal",
         )  # fmt: skip
         if not self.memory.evict.content:
             view.mine = dict(table.mine["evict"])
@@ -163,7 +168,9 @@ class ArenaState(MemoryState):
         at = min(row, view.index.shape[0] - 1), min(head, view.index.shape[1] - 1)
         order, index = view.order()[at], view.index[at].clamp_min(-1)
         if table.merged is not None:
-            merged = table.merged.expand_as(table.index)[min(row, table.index.shape[0] - 1), min(head, table.index.shape[1] - 1)]
+            merged = table.merged.expand_as(table.index)[
+                min(row, table.index.shape[0] - 1), min(head, table.index.shape[1] - 1)
+            ]
             index = torch.where(merged, -1, index)
         by = order.argsort(stable=True)[: int((order < FAR).sum())]
         there: list[int] = index[by].tolist()
@@ -181,7 +188,10 @@ class ArenaState(MemoryState):
             raise ValueError(f"cannot undo {n!r} tokens; rows have consumed {self._rows}")
         if not n:
             return
-        own = [*(own for mine in self.mine for own in mine.values()), *(o for t in self.tables for o in t.mine.values())]
+        own = [
+            *(own for mine in self.mine for own in mine.values()),
+            *(o for t in self.tables for o in t.mine.values()),
+        ]
         if any(own) or min(self._rows) - n < self._floor or n % (self.frame or 1):
             raise ValueError(
                 f"cannot undo {n} tokens of {self.memory.name}: what they displaced or changed is gone, or they are no "
@@ -196,12 +206,29 @@ class ArenaState(MemoryState):
 
     @torch.inference_mode(False)
     def fork(self) -> Self:
+        return self._copy(self.store.fork() if self.store else None)
+
+    def snapshot(self) -> Self:
+        """A copy that is only read: of what lies outside of the arena it sees what is there now."""
+        return self._copy(self.store.snapshot() if self.store else None)
+
+    def _copy(self, store: Store | None) -> Self:
         self._idle("fork")
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._forget()
-        twin.load_state_dict(self.state_dict())
+        twin._take(self._state())
+        twin.store = store
         return twin
+
+    def question(self) -> Question:
+        """A read-only question to what is held now; the stream may go on meanwhile, and any number be asked at once.
+
+        Feed the question's tokens to what is returned, as to a memory: see `Question`.
+        """
+        from .question import Question
+
+        return Question(self)
 
     @torch.inference_mode(False)
     def reset(self, keep_sink: bool = False) -> None:
@@ -248,7 +275,9 @@ class ArenaState(MemoryState):
         self._idle("seek")
         shift = position - max(self._rows)
         if shift < 0 or len(set(self._rows)) > 1 or shift % (self.frame or 1):
-            raise ValueError(f"cannot seek from {self._rows} to {position}: forward by whole frames, rows at one position")
+            raise ValueError(
+                f"cannot seek from {self._rows} to {position}: forward by whole frames, rows at one position"
+            )
         start = self.memory.sink * (self.frame or 1)
         for number, table in enumerate(self.tables):
             late = (torch.arange(table.index.shape[2], device=table.index.device) >= start) & (table.index >= 0)
@@ -260,7 +289,11 @@ class ArenaState(MemoryState):
                         axes = torch.cat([by[None], by.new_zeros(rotary.coordinates)]) if rotary.coordinates else by
                         keys = self.slots[layer].keys
                         cos, sin = rotary.at(axes)
-                        keys.copy_(torch.where(late[..., None], rotary.rotate(keys, cos / rotary.scale, sin / rotary.scale), keys))
+                        keys.copy_(
+                            torch.where(
+                                late[..., None], rotary.rotate(keys, cos / rotary.scale, sin / rotary.scale), keys
+                            )
+                        )
             table.index = torch.where(late, table.index + shift, table.index)
         self._rows, self._floor = [position] * self.batch, self._floor + shift
         self.pending = {}
@@ -269,6 +302,13 @@ class ArenaState(MemoryState):
 
     def state_dict(self) -> dict[str, Any]:
         self._idle("state_dict")
+        state = self._state()
+        if self.store is not None:
+            state |= {f"store.{name}": tensor for name, tensor in self.store.state_dict().items()}
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        """What the arena itself needs to go on."""
         state: dict[str, Any] = {"positions": self.positions, "floor": torch.tensor([self._floor, self.frame or 0])}
         if self._time is not None:
             state["time"] = self._time.clone()
@@ -305,10 +345,16 @@ class ArenaState(MemoryState):
             self._time = None if time is None else time.clone()
             for number, table in enumerate(self.tables):
                 index = left.pop(f"tables.{number}.index")
-                tags = {n.rpartition(".")[2]: left.pop(n).clone() for n in list(left) if n.startswith(f"tables.{number}.tags.")}
+                tags = {
+                    n.rpartition(".")[2]: left.pop(n).clone()
+                    for n in list(left)
+                    if n.startswith(f"tables.{number}.tags.")
+                }
                 weight, merged = left.pop(f"tables.{number}.weight", None), left.pop(f"tables.{number}.merged", None)
                 if index.dtype != torch.int64 or index.ndim != 3:
-                    raise ValueError(f"tables.{number}.index is {index.dtype} {tuple(index.shape)}; expected int64 of 3 axes")
+                    raise ValueError(
+                        f"tables.{number}.index is {index.dtype} {tuple(index.shape)}; expected int64 of 3 axes"
+                    )
                 self.tables[number] = Table(index.clone(), weight, merged, tags, {
                     verb: _filled(table.mine[verb], left, f"tables.{number}.{verb}") for verb in KINDS if verb in table.mine
                 })  # fmt: skip
@@ -316,13 +362,20 @@ class ArenaState(MemoryState):
                 for name in ("keys", "values"):
                     tensor, empty = left.pop(f"layers.{layer}.{name}"), getattr(slots, name)
                     columns = self.tables[self.table(layer)].index.shape[2]
-                    if tensor.dtype != empty.dtype or tuple(tensor.shape) != (*empty.shape[:2], columns, empty.shape[3]):
+                    if tensor.dtype != empty.dtype or tuple(tensor.shape) != (
+                        *empty.shape[:2],
+                        columns,
+                        empty.shape[3],
+                    ):
                         raise ValueError(
                             f"layers.{layer}.{name} is {tensor.dtype} {tuple(tensor.shape)}; this memory holds "
                             f"{empty.dtype} {(*empty.shape[:2], columns, empty.shape[3])}"
                         )
                     setattr(slots, name, tensor.clone())
                 self.mine[layer] = {v: _filled(own, left, f"layers.{layer}.{v}") for v, own in self.mine[layer].items()}
+            stored = {name.removeprefix("store."): left.pop(name) for name in list(left) if name.startswith("store.")}
+            if self.store is not None and stored:
+                self.store.load_state_dict(stored)
             for name in [name for name in left if name.startswith("pending.") and name.count(".") == 1]:
                 *key, m, recache = left.pop(name).tolist()
                 number = int(name.partition(".")[2])

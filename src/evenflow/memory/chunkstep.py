@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arena import Moves, Slots, Table, Undo, gathered, place, put, with_columns
 from .rope import Rotary
-from .verbs import Fresh
+from .verbs import Fresh, Places
 from .view import EMPTY, FOLDED, View
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class ChunkStep:
             self.index = torch.where(self.counted, self.stream, EMPTY)[:, None]
             if self.frame > 1 and bool((self.counted.sum(1) % self.frame != 0).any()):
                 raise ValueError(f"a row's real tokens are not whole frames of {self.frame}")
+        self.pinned = state.memory.sink * frame + state.memory.fold.slots(frame)
         self.shapes = tuple(
             (self.batch, heads, m, dim)
             for heads, dim in ((g.heads, g.head_dim), (g.kv_heads, g.head_dim), (g.kv_heads, g.value_dim))
@@ -86,6 +87,7 @@ class ChunkStep:
         self.signs: list[Tensor] = []
         self.undo: Undo = []
         self.shared: dict[Any, Any] = {}
+        self.before_layer: Callable[[int, Tensor], None] | None = None
 
     def __enter__(self) -> ChunkStep:
         state = self.state
@@ -175,6 +177,8 @@ class ChunkStep:
                 return self.attend(layer, q, k, v)
         state, g = self.state, self.state.geometry
         self._check(layer, q, k, v)
+        if self.before_layer is not None:
+            self.before_layer(layer, q)
         if self.counted is not None:
             k = k.masked_fill(~self.counted[:, None, :, None], 0)
             v = v.masked_fill(~self.counted[:, None, :, None], 0)
@@ -255,7 +259,7 @@ class ChunkStep:
             slots=state.memory.fold.slots(frame), window=state._window(frame), commit=self.commit,
             recache=self.recache is not None, consumed=self.consumed, stream=self.stream, index=index, tags=table.tags,
             fresh_tags=self.tags, left=left, weight=table.weight, query=q, null=null, shared=self.shared,
-            batch=self.batch, every=self._every, turn=partial(self._turned, layer, table), **more,
+            causal=state.memory.inside == "causal", store=state.store, batch=self.batch, every=self._every, turn=partial(self._turned, layer, table), **more,
         )  # fmt: skip
 
     def _every(self, name: str) -> list[Tensor]:
@@ -351,9 +355,9 @@ class ChunkStep:
             free = after == EMPTY
             free[..., reserved] = False
         if one:
-            src = (coming[0, 0] != EMPTY).nonzero()[:, 0].tolist()
-            dst = free[0, 0].nonzero()[: len(src), 0].tolist()
-            return after, table, Moves.shared(src, dst, after.device)
+            kept = (coming[0, 0] != EMPTY).nonzero()[:, 0].tolist()
+            taken = free[0, 0].nonzero()[: len(kept), 0].tolist()
+            return after, table, Moves.shared(kept, taken, after.device)
         src = (coming == EMPTY).to(torch.uint8).argsort(dim=-1, stable=True)[..., :wanted]
         dst = (~free).to(torch.uint8).argsort(dim=-1, stable=True)[..., :wanted]
         return after, table, Moves(src, dst)
@@ -388,7 +392,8 @@ class ChunkStep:
             gap = leaving.new_zeros(*leaving.shape[:2], grown)
             leaving = plan.leaving = torch.cat([leaving[..., :at], gap, leaving[..., at:]], 2)
         tags = {
-            name: torch.cat([tag, self._fresh_tag(name, tag, plan.table.index)], 2) for name, tag in plan.table.tags.items()
+            name: torch.cat([tag, self._fresh_tag(name, tag, plan.table.index)], 2)
+            for name, tag in plan.table.tags.items()
         }
         view = self._view(layer, index, Table(index, tags=tags), q, plan.left, source=before)
         view.writer = partial(self._write, layer, plan)
@@ -430,8 +435,7 @@ class ChunkStep:
     def _after(self, layer: int, q: Tensor | None = None) -> View:
         """The layer with the fresh tokens in their slots."""
         if layer not in self.views:
-            state, number = self.state, self.state.table(layer)
-            plan, slots = self.plans[number], self._slots(layer)
+            plan, slots = self.plans[self.state.table(layer)], self._slots(layer)
             view = self._view(
                 layer, plan.table.index, plan.table, q, plan.left, source=lambda: (slots.keys, slots.values)
             )
@@ -467,7 +471,8 @@ class ChunkStep:
             fresh = None if self.state.raw else queries
             if places.head_queries is not None:
                 head_queries = self._query_turn(rotary, places.head_queries, places.coordinates)
-        bias = self._bias(layer, index, view.stream, everything, places, plan.table.weight, columns)
+        back = memory.evict.reach(view) if memory.inside == "causal" else None
+        bias = self._bias(layer, index, everything, places, plan.table.weight, columns, back)
         seen = plan.seen[key] = Seen(columns, keys, fresh, queries, head_queries, bias)
         return seen
 
@@ -506,8 +511,8 @@ class ChunkStep:
         return rotary.rotate(x, *rotary.at(self._axes(rotary, positions, table.tags, True, None)))
 
     def _bias(
-        self, layer: int, index: Tensor, stream: Tensor, everything: bool, places: Any, weight: Tensor | None,
-        columns: Tensor | None,
+        self, layer: int, index: Tensor, everything: bool, places: Places, weight: Tensor | None,
+        columns: Tensor | None, back: int | None,
     ) -> Tensor | None:  # fmt: skip
         """What is added to the scores, [R, 1 or H_q, 1 or m, n] in the memory's dtype; None where nothing is."""
         g, causal = self.state.geometry, self.state.memory.inside == "causal"
@@ -517,13 +522,17 @@ class ChunkStep:
             return None
         allowed = (index != EMPTY)[:, :, None]
         if causal and self.m > 1:
-            allowed = allowed & (index[:, :, None] <= stream[:, None, :, None])
-        distance = None
+            distance = self.stream[:, None, :, None] - index[:, :, None]
+            allowed = allowed & (distance >= 0)
+            if back is not None:
+                slot = torch.arange(index.shape[2], device=g.device) if columns is None else columns
+                allowed = allowed & ((distance <= back) | (slot < self.pinned))
+        apart = None
         if reach is not None or g.alibi is not None:
             keys = places.keys if columns is None else places.keys.index_select(2, columns)
-            distance = places.queries[:, None, :, None] - keys[:, :, None]
-        if reach is not None and distance is not None:
-            allowed = allowed & (distance < reach)
+            apart = places.queries[:, None, :, None] - keys[:, :, None]
+        if reach is not None and apart is not None:
+            allowed = allowed & (apart < reach)
         if self.counted is not None:
             allowed = allowed | ~allowed.any(-1, keepdim=True)
         groups = g.heads // g.kv_heads
@@ -533,10 +542,9 @@ class ChunkStep:
             bias = bias + weight[:, :, None].to(g.dtype)
         if bias.shape[1] > 1:
             bias = bias.repeat_interleave(groups, 1)
-        if g.alibi is not None and distance is not None:
-            if distance.shape[1] > 1:
-                distance = distance.repeat_interleave(groups, 1)
-            bias = bias - g.alibi.to(g.device, g.dtype)[:, None, None] * distance
+        if g.alibi is not None and apart is not None:
+            apart = apart.repeat_interleave(groups, 1) if apart.shape[1] > 1 else apart
+            bias = bias - g.alibi.to(g.device, g.dtype)[:, None, None] * apart
         return bias
 
 

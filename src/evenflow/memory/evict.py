@@ -24,8 +24,14 @@ class Oldest(Evict):
     def keep(self, view: View) -> Tensor | None:
         if view.window is None:
             return None
-        first = view.consumed + (view.m if self.with_fresh else 0) - view.window
+        # Of a causal step the first query decides what must still be there, of a chunk the last one.
+        first = view.consumed - view.window
+        if self.with_fresh:
+            first = first + (1 if view.causal and view.m else view.m)
         return (view.index >= first[:, None, None]) | view.pinned
+
+    def reach(self, view: View) -> int | None:
+        return None if view.window is None else view.window - (1 if self.with_fresh else 0)
 
     def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
         if window is None:

@@ -94,7 +94,9 @@ class Memory:
         plain = self.frame == 1 and self.inside == "causal" and self.rows == 1
         rule = type(self.evict) is Oldest and not self.evict.with_fresh and type(self.fold) is Dropped
         own_lag = type(self.place).lag is not Place.lag
-        sees = all(getattr(type(self.recall), n) is getattr(Recall, n) for n in ("among", "attend", "retrieve", "tensors"))
+        sees = all(
+            getattr(type(self.recall), n) is getattr(Recall, n) for n in ("among", "attend", "retrieve", "tensors")
+        )
         return plain and rule and own_lag and sees
 
     @property

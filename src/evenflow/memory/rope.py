@@ -74,7 +74,9 @@ class Rope:
         if self.axes is not None:
             object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
             if self.inv_freq is None or len(self.axes) != len(self.inv_freq) or min(self.axes) < 0:
-                raise ValueError("Rope.axes names an axis (0 is time) for every entry of inv_freq; give both, equally long")
+                raise ValueError(
+                    "Rope.axes names an axis (0 is time) for every entry of inv_freq; give both, equally long"
+                )
 
     def rotated(self, head_dim: int) -> int:
         """Number of channels that are rotated in a head of `head_dim` channels."""

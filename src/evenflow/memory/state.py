@@ -75,9 +75,7 @@ class RingState(MemoryState):
 
     def _empty(self, size: int | None) -> Held:
         g, memory = self.geometry, self.memory
-        window = Ring(
-            memory.sink, self.head, size, g.batch, g.kv_heads, g.head_dim, g.value_dim, g.dtype, g.device
-        )
+        window = Ring(memory.sink, self.head, size, g.batch, g.kv_heads, g.head_dim, g.value_dim, g.dtype, g.device)
         head_keys = torch.zeros(g.batch, g.kv_heads, self.head - self.null, g.head_dim, dtype=g.dtype, device=g.device)
         return Held(window, head_keys)
 

@@ -76,9 +76,7 @@ class Block:
 class Step:
     """The context that `RingState.step` opens."""
 
-    def __init__(
-        self, state: RingState, m: int, tags: Mapping[str, Tensor], commit: bool, mask: Tensor | None
-    ) -> None:
+    def __init__(self, state: RingState, m: int, tags: Mapping[str, Tensor], commit: bool, mask: Tensor | None) -> None:
         self.state, self.m, self.tags, self.commit = state, m, tags, commit
         admitted = state.memory.admit.admitted(Fresh(m, state.geometry.batch, tags, mask))
         counted = mask if admitted is None else admitted if mask is None else admitted & mask
@@ -92,7 +90,7 @@ class Step:
         self.rows = state._rows
         self.uniform = self.counted is None and len(set(self.rows)) == 1
         self.plans: dict[Track, Single | Block] = {}
-        self.fresh: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
         self.signs: list[Tensor] = []
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -169,7 +167,7 @@ class Step:
         self, layer: int, plan: Single, track: Track, kept: Held, q: Tensor, k: Tensor, v: Tensor
     ) -> Tensor:
         state, window, rotary, slot = self.state, kept.window, track.rotary, plan.slot
-        self.fresh[layer] = (k, k, v)
+        self.fresh[layer] = (k, v)
         self._store_single_sink(plan, kept, k)
         if not self.commit:
             rows = torch.arange(len(k), device=k.device)
@@ -220,11 +218,10 @@ class Step:
     ) -> Tensor:
         state, window, g = self.state, kept.window, self.state.geometry
         self._store_sinks(plan, kept, k, v)
-        raw = k
         turned = q
         if track.rotary is not None and plan.turn is not None:
             turned, k = track.rotary.rotate(q, *plan.turn), track.rotary.rotate(k, *plan.turn)
-        self.fresh[layer] = (raw, k, v)
+        self.fresh[layer] = (k, v)
         extra_q, extra_k = _head_channels(state, layer, plan, track, kept, q)
         extra, null, head, used = extra_q.shape[-1], state.null, state.head, plan.used
         width = g.head_dim + extra
@@ -305,7 +302,7 @@ class Step:
         """Write the fresh tokens of a committed step into the window, folding what leaves."""
         state, track = self.state, self.state.tracks[layer]
         plan = self.plans[track]
-        raw, keys, values = self.fresh[layer]
+        keys, values = self.fresh[layer]
         if isinstance(plan, Single):
             return
         sink, window = state.memory.sink, kept.window
@@ -364,10 +361,7 @@ def _single(state: RingState, track: Track, kept: Held, rows: list[int], uniform
     # Sinks out of a sliding layer's reach are the first slots of the buffer: without a null key they are left out.
     beyond = 0 if track.reach is None else max(0, oldest - min(lags) - track.reach + 1)
     start = min(beyond, sink) if uniform and not null else 0
-    masked = (
-        start < min(beyond, sink)
-        or (not uniform and youngest + 1 < sink + window.slots)
-    )
+    masked = start < min(beyond, sink) or (not uniform and youngest + 1 < sink + window.slots)
     bias = None
     if masked or g.alibi is not None:
         at, index = position[:, None], window.index(position + 1)[:, : max(stop - head, 0)]
@@ -427,9 +421,7 @@ def _block(state: RingState, track: Track, kept: Held, step: Step) -> Block:
     return Block(index, used, turn, query_turn, head_turn, slices)
 
 
-def _bias(
-    state: RingState, track: Track, kept: Held, index: Tensor, last: Tensor, lag: Tensor, keys: Tensor
-) -> Tensor:
+def _bias(state: RingState, track: Track, kept: Held, index: Tensor, last: Tensor, lag: Tensor, keys: Tensor) -> Tensor:
     """What is added to the scores of queries over `[head | keys]`: −∞ where nothing may be seen, and ALiBi's slope.
 
     index, last, lag: int64 [R, c], stream index of the queries, of the last counted token up to each, and how far

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -70,9 +70,33 @@ class Evict(Answer):
         """
         return None
 
+    def reach(self, view: View) -> int | None:
+        """In causal steps: how many tokens back in the window a query sees (sinks and memory always); None: any."""
+        return None
+
     def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
         """Slots that hold everything at chunks of m tokens, all counted in tokens; None: grow when more are needed."""
         return None
+
+
+class Store(Protocol):
+    """What a fold keeps outside of the arena, for all layers: one to a state, `view.store` in fold and recall."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the memory's device."""
+
+    def fork(self) -> Store:
+        """An independent copy."""
+
+    def snapshot(self) -> Store:
+        """What it holds now, to be read only, while the original goes on."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
 
 
 class Fold(Answer):
@@ -88,6 +112,10 @@ class Fold(Answer):
     def slots(self, frame: int) -> int:
         """Number of memory slots (tokens) between sinks and window."""
         return 0
+
+    def store(self, geometry: Geometry, frame: int) -> Store | None:
+        """Opens what is kept outside of the arena, if anything is. Written to in `arrive` only."""
+        return None
 
     def leave(self, view: View, leaving: Tensor) -> None:
         """Before attention, in every call of a chunk: `leaving` bool [R, G, n] marks what `view` still holds.
@@ -128,8 +156,9 @@ class Recall(Answer):
     def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """For a question: keys (un-rotated) [B, H_kv, n, D], values [B, H_kv, n, D_v] and stream index [n] to answer from.
 
-        `view` shows what the stream holds in this layer, with the question's queries as `view.query`. Sinks, what was
-        selected and what else the answer should see, in the order in which they get their places.
+        `view` shows what the stream holds in this layer, with the question's queries as `view.query` and the own
+        tensors of fold and recall in `view.mine`. The answer: sinks, what was selected and what else should be seen,
+        by ascending stream index (int64 [n], or [B, n] with EMPTY where a row has less).
         """
         raise NotImplementedError(f"{type(self).__name__} does not answer questions; ask with step(commit=False)")
 
@@ -168,5 +197,3 @@ class Places:
     queries: Tensor
     head_queries: Tensor | None = None
     coordinates: bool = True
-
-

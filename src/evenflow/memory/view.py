@@ -32,7 +32,8 @@ class View:
     [R, G, n, …], 0 where unknown. fresh_tags: per fresh token, [R, m, …]. weight: float [R, G, n], added to scores
     (a merged token counts for several: log of their number); None: zero. left: bool [R], whether anything left the
     window in this chunk. query: un-rotated, [B, H_q, m, D]. mine: this answer's own tensors. shared: what layers tell
-    later layers within this step.
+    later layers within this step. causal: whether fresh tokens see only what came before them. store: what the fold
+    keeps outside of the arena.
     """
 
     geometry: Geometry
@@ -56,6 +57,8 @@ class View:
     null: Tensor | None = None
     mine: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
+    causal: bool = False
+    store: Any = None
     batch: int = 1
     columns: Tensor | None = None
     every: Callable[[str], list[Tensor]] = lambda name: []

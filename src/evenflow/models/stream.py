@@ -383,7 +383,8 @@ class Stream:
 def _parts(memory: Memory) -> dict[str, Any]:
     """What makes two memories the same, whatever they are called."""
     answers = {verb: repr(getattr(memory, verb)) for verb in memory.verbs()}
-    return {"sink": memory.sink, "window": memory.window, "null": memory.null, "recompute": memory.recompute, **answers}
+    plain = ("sink", "window", "frame", "chunk", "inside", "rows", "keep_sink", "null", "recompute")
+    return {**{name: getattr(memory, name) for name in plain}, **answers}
 
 
 def open_stream(
@@ -411,6 +412,12 @@ def open_stream(
         raise TypeError(f"memory is a {type(memory).__name__}; expected a Memory, as `recipe` makes it")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it must be a whole number of rows, 1 or more")
+    if memory.inside == "both" or memory.rows > 1:
+        raise ValueError(
+            f"{memory.name} is made for chunks of video: "
+            + ("its fresh tokens attend each other both ways" if memory.inside == "both" else "it holds several copies")
+            + ", which a language model's never do; streaming-llm or streaming-vlm keep a similar window of text"
+        )
     model, tokenizer = load(model, tokenizer, dtype)
     make: Callable[[int], Engine]
     if memory.recompute:
