@@ -38,8 +38,9 @@ def test_any_calls_equal_the_reference(total, tentative, kv_heads):
     assert worst(play(build(total, kv_heads=kv_heads), calls), theirs) < 1e-10
 
 
-def test_several_frames_a_step_equal_the_reference():
-    sizes = [2 * FRAME, FRAME, 3 * FRAME, FRAME, 2 * FRAME]
+@pytest.mark.parametrize("first", [1, 2, 6])
+def test_several_frames_a_step_equal_the_reference(first):
+    sizes = [first * FRAME, FRAME, 3 * FRAME, FRAME, 2 * FRAME]
     tags = [{"coordinates": PLACES["coordinates"].repeat(size // FRAME, 1)} for size in sizes]
     calls = random_calls(sizes, tags=tags)
     theirs = infinite_vggt.reference(calls, ROPE, frame=FRAME, total_budget=30)
