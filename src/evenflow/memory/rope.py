@@ -21,6 +21,7 @@ Style = Literal["half", "interleaved"]
 
 BLOCK = 1024
 KEPT_BLOCKS = 4
+MANY = 1 << 14  # elements from which it pays to rotate with fewer passes and more calls
 # 1 / (2π) as a fraction of 2**256: enough for 62-bit positions times 53-bit frequencies with 140 bits to spare.
 _PI_DIGITS = 314159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798
 _PI_SCALE = 10**101
@@ -139,6 +140,7 @@ class Rotary:
         rest = torch.arange(dim, head_dim)
         self.swap = torch.cat([partner, rest]).to(device)
         self.roll = pairs if rope.style == "half" and dim == head_dim else 0
+        self.pairs_adjacent = rope.style == "interleaved" and dim == head_dim
         self._pair = pair.to(device)
         self._sign = (torch.where(first, -1.0, 1.0).double() * self.scale).to(device)
         self._rest = head_dim - dim
@@ -201,5 +203,16 @@ class Rotary:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x` [..., head_dim] turned by the angles whose cosine and sine are given; same dtype as `x`."""
+        if x.numel() >= MANY and x.dtype == cos.dtype and x.stride(-1) == 1:
+            if self.pairs_adjacent and x.is_contiguous():
+                # Adjacent channels are complex numbers, and one product turns them in one pass.
+                phase = torch.complex(cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())
+                return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * phase).flatten(-2)
+            if self.roll:
+                half, shape = self.roll, torch.broadcast_shapes(x.shape, cos.shape)
+                turned = x.new_empty(shape)
+                for own, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+                    torch.mul(x[..., own], cos[..., own], out=turned[..., own]).addcmul_(x[..., other], sin[..., own])
+                return turned
         turned = torch.addcmul(x * cos, self.swapped(x), sin)
         return turned if turned.dtype == x.dtype else turned.to(x.dtype)

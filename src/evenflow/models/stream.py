@@ -23,7 +23,7 @@ from .loading import load
 from .sampling import Chooser
 
 CHUNK = 512  # Tokens a long feed is read at a time: bounds activations and masks, never changes the result.
-FORMAT = 1  # Of saved streams.
+FORMAT = 2  # Of saved streams.
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
