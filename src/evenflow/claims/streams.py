@@ -81,6 +81,7 @@ class Frames:
     wander: float = 0.5
     period: float = 240.0
     watched: tuple[int, ...] = ()
+    focus: float = 2.0
     sharp: float = 14.0
     dtype: torch.dtype = torch.float32
 
@@ -126,7 +127,7 @@ class Frames:
         layers = []
         for layer in range(self.layers):
             source = self._random("chunk", number * self.layers + layer)
-            q = self._content("keys", layer, frames, self.heads, source)
+            q = self._content("keys", layer, frames, self.heads, source) * self.focus
             k = self._content("keys", layer, frames, self.kv_heads, source) + self._offset(layer, frames)
             v = self._content("values", layer, frames, self.kv_heads, source)
             q, k, v = (torch.nn.functional.pad(x, (0, self.quiet)).to(self.dtype) for x in (q, k, v))
@@ -134,7 +135,7 @@ class Frames:
                 place = needle.index - number * self.m
                 k[:, place], v[:, place] = 0, 0
                 k[:, place, self.loud :] = needle.key[layer] * math.sqrt(self.loud)
-                v[:, place, self.loud :] = needle.value[layer]
+                v[:, place, self.loud :] = needle.value[layer] * math.sqrt(self.loud)
             for place, needle in enumerate(asked):
                 q[:, place] = self._asking(needle, layer)
             for count, chunk in enumerate(self.watched if not asked else ()):
@@ -149,7 +150,7 @@ class Frames:
         outputs: per layer [B, H_q, m, D].
         """
         shares = [out[0, :, place, self.loud :] @ needle.value[layer] for layer, out in enumerate(outputs)]
-        return float(torch.stack(shares).mean())
+        return float(torch.stack(shares).mean()) / math.sqrt(self.loud)
 
     # -- how it is made ------------------------------------------------------------------------------------------
 
@@ -161,7 +162,9 @@ class Frames:
         """[heads, m, loud]: what the scene shows there, a little turned, and something new in every token."""
         made = []
         for t in frames.tolist():
-            scene = self._random("scene", ((t // self.scene) % self.scenes * self.layers + layer) * 2 + (what == "keys"))
+            scene = self._random(
+                "scene", ((t // self.scene) % self.scenes * self.layers + layer) * 2 + (what == "keys")
+            )
             one, other = torch.randn(2, self.kv_heads, self.frame, self.loud, generator=scene)
             made.append(math.cos(self.drift * t) * one + math.sin(self.drift * t) * other)
         content = torch.cat(made, 1).repeat_interleave(heads // self.kv_heads, 0)

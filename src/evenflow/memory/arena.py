@@ -89,7 +89,7 @@ class Moves:
             else:
                 runs.append((d, s, 1))
         several = tuple(runs) if len(runs) <= RUNS else None
-        return cls(torch.tensor(src, device=device), torch.tensor(dst, device=device), several)
+        return cls(*(torch.tensor(x, dtype=torch.int64, device=device) for x in (src, dst)), several)
 
     def taken(self, fresh: Tensor) -> Tensor:
         """The part of `fresh` [R, G, m, …] that is kept, [R, G, k, …]."""

@@ -61,7 +61,9 @@ class ChunkStep:
         counted = mask if admitted is None else admitted if mask is None else admitted & mask
         self.counted = None if counted is None or bool(counted.all()) else counted.to(g.device)
         ages = state._rows[rows]
-        self.uniform = self.counted is None and len(set(ages)) == 1 and all(t.index.shape[0] == 1 for t in state.tables)
+        alike = self.batch == 1 or all(bool((tag == tag[:1]).all()) for tag in self.tags.values())
+        whole = all(table.index.shape[0] == 1 for table in state.tables)
+        self.uniform = self.counted is None and len(set(ages)) == 1 and whole and alike
         if self.uniform:
             ages = ages[:1]
         self.consumed = torch.tensor(ages, device=g.device) - (0 if recache is None else m)
@@ -272,6 +274,9 @@ class ChunkStep:
         if not self.uniform:
             table = table.widened(self.batch, 1)
         held = table.index
+        for name in self.tags.keys() - table.tags.keys() - {"frame"}:
+            unknown = self.tags[name].new_zeros(*held.shape, *self.tags[name].shape[2:])
+            table = replace(table, tags={**table.tags, name: unknown})
         if self.recache is not None:
             gone = held >= self.consumed[:, None, None]
             if not self.recache:
@@ -310,11 +315,7 @@ class ChunkStep:
         table = table.widened(*after.shape[:2])
         after, table, moves = self._assign(after, coming, table, number)
         table = replace(table, index=with_columns(after, moves.dst, moves.taken(coming)), mine={})
-        for name in {*table.tags, *self.tags} - {"frame"}:
-            fresh = self.tags.get(name)
-            if name not in table.tags and fresh is not None:
-                table.tags = {**table.tags, name: fresh.new_zeros(*table.index.shape, *fresh.shape[2:])}
-            tag = table.tags[name]
+        for name, tag in table.tags.items():
             what = self._fresh_tag(name, tag, table.index)
             table.tags = {**table.tags, name: with_columns(tag, moves.dst, moves.taken(what))}
         for name in ("weight", "merged"):

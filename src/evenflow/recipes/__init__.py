@@ -7,7 +7,18 @@ claims. `recipe("streaming-llm", sink=4)` and `parse("streaming-llm(sink=4)")` a
 import sys
 from types import ModuleType
 
-from . import dvgt2, full, infinite_vggt, learned_sink, recompute, streaming_llm, streaming_vlm, window, zero_sink
+from . import (
+    dvgt2,
+    full,
+    infinite_vggt,
+    learned_sink,
+    recompute,
+    self_forcing,
+    streaming_llm,
+    streaming_vlm,
+    window,
+    zero_sink,
+)
 from .registry import RecipeInfo, parse, recipe, recipes, register
 
 __all__ = [
@@ -21,6 +32,7 @@ __all__ = [
     "recipes",
     "recompute",
     "register",
+    "self_forcing",
     "streaming_llm",
     "streaming_vlm",
     "window",
