@@ -1,0 +1,201 @@
+"""Every memory on one stream with one budget: what it still knows, how far it is from full attention, what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..memory import Absolute, Memory, MemoryState, Never
+from ..recipes import recipe, recipes
+from .registry import FOLDER
+from .result import Result, Row, machine
+from .streams import Chunk, Frames, Needle
+
+BUDGET = 12  # frames that a step may attend, its fresh ones among them
+YOUNG, OLD = 2 * BUDGET, 10 * BUDGET  # frames read where cost is compared
+AGES = (3, 6, 9, 12, 24, 48, 96)  # frames
+WORD_AGE = 48
+ITEMS = (*(f"{age}" for age in AGES), "first", "watched", f"word, {WORD_AGE}")  # what `Measured.recall` counts
+ASKED, TIMED = 8, 15  # last chunks after which questions are asked; steps that are timed
+STREAM = Frames(watched=(8, 9))  # read in the 25th to the 30th frame, out of any window long before the end
+
+
+def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[str, Any]]:
+    """What every recipe is given, so that a step attends at most `budget` frames: the one place where that is said."""
+    frame, fresh = stream.frame, stream.chunk
+    kept = budget - fresh  # frames that are held when a chunk comes
+    tokens = kept * frame
+    return {
+        "dvgt2": {"window": budget, "frame": frame},
+        "full": {},
+        "longlive": {"window": budget, "sink": fresh, "frame": frame},
+        "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
+        "learned-sink": {"window": tokens},
+        "recompute": {"window": tokens},
+        "self-forcing": {"window": budget, "frame": frame},
+        "streaming-llm": {"sink": frame, "window": tokens - frame},
+        "streaming-vlm": {
+            "window": kept // fresh, "text_round": kept // fresh,
+            "text_sink": fresh * frame // 2, "text_window": fresh * frame // 2,
+        },
+        "window": {"window": tokens},
+        "zero-sink": {"sink": frame, "window": tokens - frame},
+    }  # fmt: skip
+
+
+def memories(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, Memory]:
+    """Every recipe of the table at this budget. Raises ValueError for one that has no parameters here."""
+    given = parameters(stream, budget)
+    missing = sorted({info.name for info in recipes()} - given.keys())
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: say in claims/compare.py what it is given at the shared budget")
+    return {name: recipe(name, **params) for name, params in given.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One memory. recall: by age in `AGES`, then of the opening, of a watched detail and of a word; 1 is all of it.
+
+    error: of the outputs against full attention over the last chunks, relative to its size. held: most tokens held by
+    any head. nbytes: on the device. ms: median of a step. slower, larger: step time and bytes after `OLD` frames over
+    those after `YOUNG`.
+    """
+
+    recall: tuple[float, ...]
+    error: float
+    held: int
+    nbytes: int
+    ms: float
+    slower: float
+    larger: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A memory that reads a stream."""
+
+    state: MemoryState
+
+    def step(self, chunk: Chunk, commit: bool = True) -> list[Tensor]:
+        """Per layer [B, H_q, m, D]."""
+        with self.state.step(chunk.m, tags=chunk.tags, commit=commit):
+            return [self.state.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
+
+    def ask(self, chunk: Chunk) -> list[Tensor]:
+        """The same for a question, which leaves the memory as it was."""
+        return self.step(chunk, commit=False)
+
+    def timed(self, chunk: Chunk) -> float:
+        """Seconds of one step, taken by a copy."""
+        twin = Reading(self.state.fork())
+        start = time.perf_counter()
+        twin.step(chunk)
+        return time.perf_counter() - start
+
+
+def built(memory: Memory, stream: Frames) -> Reading:
+    """An empty memory for the stream. Where a memory counts tokens, rotations are as many times slower."""
+    geometry: dict[str, Any] = dict(stream.geometry(stream.frame if memory.frame == 1 else 1))
+    if memory.null == "learned":
+        geometry["sink_logits"] = torch.zeros(stream.layers, stream.heads)
+    return Reading(memory.build(**geometry))
+
+
+def like(memory: Memory, stream: Frames) -> Memory:
+    """Full attention as the model of this memory knows it: causal or by chunks, at positions that never move."""
+    if memory.frame == 1:
+        return recipe("full")
+    place = memory.place if not memory.place.moves else Absolute()
+    frame = memory.frame or stream.frame
+    return Memory(evict=Never(), place=place, frame=frame, inside=memory.inside, name="full attention")
+
+
+def questions(stream: Frames, number: int) -> tuple[Needle, ...]:
+    """What is asked after chunk `number` − 1, in the order of `Measured.recall`."""
+    ages = [stream.needle("detail", number - age // stream.chunk) for age in AGES]
+    word = stream.needle("word", number - WORD_AGE // stream.chunk)
+    return (*ages, stream.needle("detail", 0), stream.needle("watched", stream.watched[0]), word)
+
+
+class Truth:
+    """What full attention gives for the last chunks: read once for every kind of it."""
+
+    def __init__(self, stream: Frames) -> None:
+        self.stream = stream
+        self.known: dict[Any, dict[int, list[Tensor]]] = {}
+
+    def of(self, memory: Memory) -> dict[int, list[Tensor]]:
+        """Outputs by chunk and layer of full attention as `like` says."""
+        full = like(memory, self.stream)
+        kind = (full.inside, full.place, full.frame)
+        if kind not in self.known:
+            reading, chunks = built(full, self.stream), OLD // self.stream.chunk
+            outputs = {number: reading.step(self.stream.at(number)) for number in range(chunks)}
+            self.known[kind] = {number: outputs[number] for number in range(chunks - ASKED, chunks)}
+        return self.known[kind]
+
+
+def measured(memory: Memory, stream: Frames, truth: Truth) -> Measured:
+    """Read the stream with one memory. Its seconds are those of this machine, now."""
+    reading, chunks = built(memory, stream), OLD // stream.chunk
+    young = reading
+    outputs: dict[int, list[Tensor]] = {}
+    recalls: list[list[float]] = []
+    for number in range(chunks):
+        out = reading.step(stream.at(number))
+        if number + 1 == YOUNG // stream.chunk:
+            young = Reading(reading.state.fork())
+        if number >= chunks - ASKED:
+            outputs[number] = out
+            asked = questions(stream, number + 1)
+            answers = reading.ask(stream.at(number + 1, asked))
+            recalls.append([stream.recalled(needle, place, answers) for place, needle in enumerate(asked)])
+    pairs = [
+        (ours, theirs)
+        for number, full in truth.of(memory).items()
+        for ours, theirs in zip(outputs[number], full, strict=True)
+    ]
+    off = sum(float((ours - theirs).square().sum()) for ours, theirs in pairs)
+    size = sum(float(theirs.square().sum()) for _, theirs in pairs)
+    state = reading.state
+    times = [
+        (young.timed(stream.at(YOUNG // stream.chunk)), reading.timed(stream.at(chunks))) for _ in range(TIMED)
+    ]  # in turns, so that a machine that slows down slows both
+    return Measured(
+        recall=tuple(mean(values) for values in zip(*recalls, strict=True)),
+        error=(off / size) ** 0.5,
+        held=max(len(state.held(layer, head=head)) for layer in range(stream.layers) for head in range(stream.kv_heads)),
+        nbytes=state.nbytes,
+        ms=1000 * median(old for _, old in times),
+        slower=median(old / new for new, old in times),
+        larger=state.nbytes / young.state.nbytes,
+    )
+
+
+def compare(
+    names: Sequence[str] = (), stream: Frames = STREAM, say: Callable[[str], None] = lambda text: None
+) -> Result:
+    """Measure the memories `names` (none: all of them): a row for each, and under figures, as "NAME|recall",
+    "NAME|error" and so on, the fields of `Measured`."""
+    start = time.perf_counter()
+    every, truth = memories(stream), Truth(stream)
+    rows: list[Row] = []
+    figures: dict[str, list[float]] = {}
+    for name in names or sorted(every):
+        memory = every[name]
+        got = measured(memory, stream, truth)
+        for key, value in vars(got).items():
+            figures[f"{name}|{key}"] = [float(x) for x in (value if isinstance(value, tuple) else (value,))]
+        bounded = None if name == "full" else got.larger == 1 and got.slower <= 1.1
+        ours = f"bytes ×{got.larger:.2f}, a step ×{got.slower:.2f}"
+        rows.append(Row(memory.spec, "bytes ×1, a step ×1", ours, bounded, f"held: {got.held / stream.frame:.1f} frames"))
+        say(f"{name}: recall {mean(got.recall):.2f}, error {got.error:.2f}, {ours}")
+    title = f"After {OLD} frames over after {YOUNG}, every memory on one stream, {BUDGET} frames to attend."
+    return Result("compare", title, tuple(rows), time.perf_counter() - start, machine(), figures)
