@@ -1,5 +1,7 @@
 """What must hold for the rolling memory of InfiniteVGGT (arXiv 2601.02281): first frame and most unusual keys."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -15,10 +17,10 @@ PLACES = {"coordinates": torch.tensor([[0, 0], [1, 1], [1, 2], [2, 1]])}
 HEADS = range(2)
 
 
-def build(total_budget, *, layers=2, **geometry):
-    memory = ef.recipe("infinite-vggt", total_budget=total_budget, frame=FRAME)
+def build(total_budget, *, layers=2, rope=ROPE, tau=0.5, anchor=1, **geometry):
+    memory = ef.recipe("infinite-vggt", total_budget=total_budget, frame=FRAME, tau=tau, anchor=anchor)
     geometry = {"heads": 4, "kv_heads": 2, "head_dim": 12, "dtype": torch.float64, **geometry}
-    return memory.build(layers=layers, rope=ROPE, **geometry)
+    return memory.build(layers=layers, rope=rope, **geometry)
 
 
 def frames(count, **changes):
@@ -45,6 +47,29 @@ def test_several_frames_a_step_equal_the_reference(first):
     calls = random_calls(sizes, tags=tags)
     theirs = infinite_vggt.reference(calls, ROPE, frame=FRAME, total_budget=30)
     assert worst(play(build(30), calls), theirs) < 1e-10
+
+
+def test_nothing_turns_with_time():
+    calls = frames(8)
+    theirs = infinite_vggt.reference(calls, None, frame=FRAME, total_budget=30)
+    assert worst(play(build(30, rope=ef.Rope()), calls), theirs) < 1e-10
+
+
+@pytest.mark.parametrize("anchor", [0, 2])
+def test_another_number_of_anchors_equals_the_reference(anchor):
+    calls = frames(10)
+    theirs = infinite_vggt.reference(calls, ROPE, frame=FRAME, total_budget=24, anchor=anchor, tau=0.1)
+    assert worst(play(build(24, anchor=anchor, tau=0.1), calls), theirs) < 1e-10
+
+
+def test_a_layer_that_is_not_pruned_keeps_its_score():
+    """When one layer begins to see the same again and again, the other's budget jumps: it has room, and no new score."""
+    calls = frames(20)
+    for call in calls[1][10:]:
+        call.k[:] = calls[1][10].k[:, :1] + 0.01 * call.k
+    theirs, _, history = infinite_vggt.run(calls, ROPE, frame=FRAME, total_budget=60, tau=0.1)
+    assert any(a[0] == b[0] != 0 for a, b in pairwise(history))
+    assert worst(play(build(60, tau=0.1), calls), theirs) < 1e-10
 
 
 def test_point_1_below_the_budget_it_is_the_causal_forward():

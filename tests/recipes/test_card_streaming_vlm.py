@@ -69,6 +69,32 @@ def test_any_calls_equal_the_reference(window, text_round, slices, kv_heads):
     assert worst(play(build(kv_heads=kv_heads, **budget), calls), theirs) < 1e-10
 
 
+def anything(chance):
+    """Tags of up to 9 tokens of any kind, whose rounds mostly go on; sometimes without places."""
+    number, steps = 1, []
+    for _ in range(25):
+        tokens = []
+        for _ in range(chance.randint(1, 3)):
+            kind, number = chance.choice([TEXT, VISION, VISION, TURN]), number + chance.choice([0, 0, 0, 1, 2])
+            segment = chance.choice([number] * 8 + [0, max(number - 2, 0)])
+            tokens += [(kind, segment, (chance.randint(0, 2), chance.randint(0, 2)))] * chance.randint(1, 2)
+            tokens.append((kind, segment, (chance.randint(0, 2), chance.randint(0, 2))))
+        steps.append(tags(tokens))
+        if chance.random() < 0.2:
+            steps[-1].pop("coordinates")
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_kind_of_tokens_in_any_order_equals_the_reference(seed):
+    chance = random.Random(seed)
+    budget = {name: chance.randint(0, 4) for name in BUDGET} | {"slice_step": chance.choice([0.5, 1.0, 2.0])}
+    calls = calls_of(anything(chance), layers=1, seed=seed)
+    memory = ef.recipe("streaming-vlm", **budget)
+    state = memory.build(layers=1, heads=4, kv_heads=2, head_dim=12, rope=ROPE, dtype=torch.float64)
+    assert worst(play(state, calls), streaming_vlm.reference(calls, ROPE, **budget)) < 1e-10
+
+
 def test_point_1_with_windows_as_long_as_the_stream_it_is_causal_attention_at_multimodal_positions():
     steps = stream(6, slices=2)
     calls, places, following = calls_of(steps), [], 0

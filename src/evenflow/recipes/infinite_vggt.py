@@ -30,10 +30,10 @@ class MostAlike(Evict):
         return {"score": torch.zeros(geometry.batch, dtype=torch.float64, device=geometry.device)}
 
     def budget(self, view: View) -> Tensor:
-        """int64 [B, 1, 1], tokens for this layer: never less than the sinks, and something to attend."""
+        """int64 [B, 1, 1], tokens for this layer, sinks among them; one at least, so that there is something to attend."""
         shares = torch.softmax((1 - torch.stack(view.every("score"), -1)) / self.tau, -1)[:, view.layer]
         # A share that is a whole number but for its rounding is that number.
-        return (self.total * shares + 1e-9).floor().long().clamp_min(max(view.sink, 1))[:, None, None]
+        return (self.total * shares + 1e-9).floor().long().clamp_min(1)[:, None, None]
 
     def keep(self, view: View) -> Tensor:
         there = (view.held | view.fresh).expand(view.batch, view.geometry.kv_heads, -1)
