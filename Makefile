@@ -60,6 +60,7 @@ bench: $(READY) ## Measure speed against what one would use instead
 claims: $(READY) ## Measure what the papers promised, beside their figures
 	@for name in $$($(BIN)/evenflow claims list | cut -d' ' -f1); do \
 		echo "evenflow claims run $$name" && $(BIN)/evenflow claims run $$name || exit 1; done
+	$(BIN)/evenflow claims compare --into docs
 	$(BIN)/evenflow claims report
 
 coverage: $(READY) ## Run all tests and show the lines that none of them reaches

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from evenflow.memory import (
-    Absolute, Admit, AllHeld, Contiguous, Dropped, Everything, Evict, Fold, Memory, Oldest, Place, Recall,
+    Absolute,
+    Admit,
+    AllHeld,
+    Contiguous,
+    Dropped,
+    Everything,
+    Evict,
+    Fold,
+    Memory,
+    Oldest,
+    Place,
+    Recall,
 )  # fmt: skip
 from evenflow.memory.ring import Ring
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ..memory import Absolute, Memory, MemoryState, Never
 from ..recipes import recipe, recipes
-from .registry import FOLDER
 from .result import Result, Row, machine
 from .streams import Chunk, Frames, Needle
 
@@ -171,7 +169,9 @@ def measured(memory: Memory, stream: Frames, truth: Truth) -> Measured:
     return Measured(
         recall=tuple(mean(values) for values in zip(*recalls, strict=True)),
         error=(off / size) ** 0.5,
-        held=max(len(state.held(layer, head=head)) for layer in range(stream.layers) for head in range(stream.kv_heads)),
+        held=max(
+            len(state.held(layer, head=head)) for layer in range(stream.layers) for head in range(stream.kv_heads)
+        ),
         nbytes=state.nbytes,
         ms=1000 * median(old for _, old in times),
         slower=median(old / new for new, old in times),
@@ -188,6 +188,8 @@ def compare(
     every, truth = memories(stream), Truth(stream)
     rows: list[Row] = []
     figures: dict[str, list[float]] = {}
+    for name in names:
+        recipe(name)  # an unknown name is told before anything is measured
     for name in names or sorted(every):
         memory = every[name]
         got = measured(memory, stream, truth)
@@ -195,7 +197,9 @@ def compare(
             figures[f"{name}|{key}"] = [float(x) for x in (value if isinstance(value, tuple) else (value,))]
         bounded = None if name == "full" else got.larger == 1 and got.slower <= 1.1
         ours = f"bytes ×{got.larger:.2f}, a step ×{got.slower:.2f}"
-        rows.append(Row(memory.spec, "bytes ×1, a step ×1", ours, bounded, f"held: {got.held / stream.frame:.1f} frames"))
+        rows.append(
+            Row(memory.spec, "bytes ×1, a step ×1", ours, bounded, f"held: {got.held / stream.frame:.1f} frames")
+        )
         say(f"{name}: recall {mean(got.recall):.2f}, error {got.error:.2f}, {ours}")
     title = f"After {OLD} frames over after {YOUNG}, every memory on one stream, {BUDGET} frames to attend."
     return Result("compare", title, tuple(rows), time.perf_counter() - start, machine(), figures)

@@ -85,6 +85,15 @@ def page(result: Result, figure: Path, command: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def publish(result: Result, folder: Path, command: str) -> Path:
+    """Write the page and its figure, compare.md and compare.png, into `folder`; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(result, folder / "compare.png")
+    written = folder / "compare.md"
+    written.write_text(page(result, folder / "compare.png", command), encoding="utf-8")
+    return written
+
+
 def draw(result: Result, path: Path) -> None:
     """The same as a picture: recall as a map, and bars for error, bytes and time."""
     import matplotlib

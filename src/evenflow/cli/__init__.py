@@ -272,6 +272,30 @@ def claims_run(
     _stdout().print(table(result))
 
 
+@claims.command(
+    "compare", epilog="Examples:\n\nevenflow claims compare\n\nevenflow claims compare window streaming-llm"
+)
+def claims_compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Only these, and write nothing.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="A folder for the page and its figure.", show_default="runs/claims")
+    ] = None,
+) -> None:
+    """Read one stream with every memory at the same budget: what each still knows, its error, and what it costs."""
+    from ..claims import compared
+    from ..claims.compare import compare
+    from ..claims.registry import FOLDER
+
+    result = compare(names or (), say=lambda text: print(f"… {text}", file=sys.stderr))
+    _stdout().print(compared.table(result))
+    if not names:
+        result.save(FOLDER)
+        for folder in {FOLDER, into or FOLDER}:
+            print(f"Page: {compared.publish(result, folder, 'evenflow claims compare')}")
+
+
 @claims.command("report")
 def claims_report() -> None:
     """Draw all results that were measured here: one table, one figure."""

@@ -157,7 +157,7 @@ class ArenaState(MemoryState):
         consumed = torch.tensor(self._rows if table.index.shape[0] > 1 else self._rows[:1], device=g.device)
         view = View(
             g, layer, g.layers, frame, 0, self.memory.sink * frame, self.memory.fold.slots(frame), self._window(frame),
-            True, False, consumed, consumed[:, None][:, :0], table.index, table.tags, {}, consumed < 0,
+            True, False, consumed, torch.zeros_like(consumed), consumed[:, None][:, :0], table.index, table.tags, {}, consumed < 0,
             causal=self.memory.inside == "causal",
         )  # fmt: skip
         if not self.memory.evict.content:

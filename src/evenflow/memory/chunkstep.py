@@ -68,6 +68,7 @@ class ChunkStep:
             ages = ages[:1]
         self.consumed = torch.tensor(ages, device=g.device) - (0 if recache is None else m)
         column = torch.arange(m, device=g.device)
+        self.coming = torch.full_like(self.consumed, m) if self.counted is None else self.counted.sum(1)
         if self.counted is None:
             self.stream = self.consumed[:, None] + column
             self.index = self.stream[:, None]
@@ -144,11 +145,11 @@ class ChunkStep:
         for number, plan in self.plans.items():
             fell |= bool(plan.left.any())
             old, new = state.tables[number], plan.table
-            new.mine = {verb: _over(old.mine[verb], self._mine(number, verb), rows, state.batch) for verb in old.mine}
+            new.mine = {verb: self._kept(old.mine[verb], self._mine(number, verb)) for verb in old.mine}
             state.tables[number] = _merged(old, new, rows, state.batch)
         for layer in range(state.geometry.layers):
             mine = state.mine[layer]
-            state.mine[layer] = {v: _over(mine[v], self._mine(layer, v), rows, state.batch) for v in mine}
+            state.mine[layer] = {verb: self._kept(mine[verb], self._mine(layer, verb)) for verb in mine}
         if self.recache is None:
             counts = [self.m] * self.batch if self.counted is None else self.counted.sum(1).tolist()
             state._rows[rows] = [row + count for row, count in zip(state._rows[rows], counts, strict=True)]
@@ -157,6 +158,22 @@ class ChunkStep:
         if "time" in self.tags and rows == slice(0, state.batch):
             state._time = self.tags["time"][:, -1].clone()
         state.pending = {}
+
+    def _kept(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Own tensors after the step: those of rows that took no part are as they were."""
+        batch, part = self.state.batch, self.coming > 0
+        everybody = self.batch == batch and (len(part) < batch or bool(part.all()))
+        if everybody:
+            return new
+        made = dict(new)
+        for name, tensor in new.items():
+            if name in old and len(old[name]) == batch and old[name].shape[1:] == tensor.shape[1:]:
+                made[name] = old[name].clone()
+                chosen = part.expand(self.batch)
+                made[name][self.rows] = torch.where(
+                    chosen.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, old[name][self.rows]
+                )
+        return made
 
     def _mine(self, number: int, verb: str) -> dict[str, Tensor]:
         """An answer's own tensors in this step: a copy of the table of them, to be thrown away or kept."""
@@ -259,7 +276,7 @@ class ChunkStep:
         return View(
             geometry=g, layer=layer, layers=g.layers, frame=frame, m=self.m, sink=state.memory.sink * frame,
             slots=state.memory.fold.slots(frame), window=state._window(frame), commit=self.commit,
-            recache=self.recache is not None, consumed=self.consumed, stream=self.stream, index=index, tags=table.tags,
+            recache=self.recache is not None, consumed=self.consumed, coming=self.coming, stream=self.stream, index=index, tags=table.tags,
             fresh_tags=self.tags, left=left, weight=table.weight, query=q, null=null, shared=self.shared,
             causal=state.memory.inside == "causal", store=state.store, batch=self.batch, every=self._every, turn=partial(self._turned, layer, table), **more,
         )  # fmt: skip
@@ -304,6 +321,7 @@ class ChunkStep:
         if state.memory.fold.from_start:
             first = sinks + state.memory.fold.slots(self.frame)
             stays[..., width:] |= self.stream[:, None] < first
+        stays[..., :width] |= (self.coming == 0)[:, None, None]  # a row that takes no part loses nothing
         keep = index != EMPTY if keep is None else (keep | stays) & (index != EMPTY)
         heads = keep.shape[1]
         index = index.expand(max(len(index), len(keep)), max(index.shape[1], heads), -1)
@@ -547,20 +565,6 @@ class ChunkStep:
             apart = apart.repeat_interleave(groups, 1) if apart.shape[1] > 1 else apart
             bias = bias - g.alibi.to(g.device, g.dtype)[:, None, None] * apart
         return bias
-
-
-def _over(old: dict[str, Tensor], new: dict[str, Tensor], rows: slice, batch: int) -> dict[str, Tensor]:
-    """Own tensors after a step in which only `rows` took part."""
-    if rows == slice(0, batch):
-        return new
-    made = {}
-    for name, tensor in new.items():
-        whole = old[name]
-        if len(whole) == batch:
-            whole = whole.clone()
-            whole[rows] = tensor
-        made[name] = whole
-    return made
 
 
 def _merged(old: Table, new: Table, rows: slice, batch: int) -> Table:

@@ -27,7 +27,7 @@ class Oldest(Evict):
         # Of a causal step the first query decides what must still be there, of a chunk the last one.
         first = view.consumed - view.window
         if self.with_fresh:
-            first = first + (1 if view.causal and view.m else view.m)
+            first = first + (view.coming.clamp_max(1) if view.causal else view.coming)
         return (view.index >= first[:, None, None]) | view.pinned
 
     def reach(self, view: View) -> int | None:

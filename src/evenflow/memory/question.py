@@ -67,7 +67,7 @@ class Question(ArenaState):
         mine = {name: tensor for own in source.mine[layer].values() for name, tensor in own.items()}
         view = View(
             g, layer, g.layers, frame, query.shape[2], source.memory.sink * frame, source.memory.fold.slots(frame),
-            source._window(frame), False, False, consumed, consumed[:, None][:, :0], table.index, table.tags, {},
+            source._window(frame), False, False, consumed, torch.zeros_like(consumed), consumed[:, None][:, :0], table.index, table.tags, {},
             consumed < 0, table.weight, query, mine=mine, store=source.store, batch=self.batch, causal=True,
             source=lambda: (source.slots[layer].keys, source.slots[layer].values),
         )  # fmt: skip

@@ -26,7 +26,8 @@ class View:
     layer, layers: which one, of how many. frame: tokens in a frame; all other counts are in tokens. m: fresh tokens.
     sink, slots: sizes of the first two regions, columns 0..sink−1 and sink..sink+slots−1; the window has the others.
     window: its budget, None without a bound. commit: whether this call is kept. recache: whether it computes the last
-    m tokens anew. consumed: int64 [R], tokens read before this step. stream: int64 [R, m], stream index of the fresh
+    m tokens anew. consumed: int64 [R], tokens read before this step. coming: int64 [R],
+    fresh tokens of each row that are real: m, or less where there is padding. stream: int64 [R, m], stream index of the fresh
     tokens. index: int64 [R, G, n], stream index of what each column holds, EMPTY or FOLDED; in `Evict.keep` and
     `Fold.leave` the fresh tokens are the last m columns, afterwards they have slots like everybody. tags: per column,
     [R, G, n, …], 0 where unknown. fresh_tags: per fresh token, [R, m, …]. weight: float [R, G, n], added to scores
@@ -47,6 +48,7 @@ class View:
     commit: bool
     recache: bool
     consumed: Tensor
+    coming: Tensor
     stream: Tensor
     index: Tensor
     tags: Mapping[str, Tensor]

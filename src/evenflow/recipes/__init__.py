@@ -10,6 +10,7 @@ from types import ModuleType
 from . import (
     dvgt2,
     full,
+    hybrid_forcing,
     infinite_vggt,
     learned_sink,
     longlive,
@@ -27,6 +28,7 @@ __all__ = [
     "RecipeInfo",
     "dvgt2",
     "full",
+    "hybrid_forcing",
     "infinite_vggt",
     "learned_sink",
     "longlive",
