@@ -131,7 +131,7 @@ def test_point_3_computing_the_window_anew_absorbs_nothing():
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.5, 1.0])
 def test_point_4_so_many_blocks_are_attended_and_no_other(ratio):
     calls, state = chunks(6), build(ratio=ratio, block=4)
-    play(state, one(calls, slice(0, 5)) if False else [layer[:5] for layer in calls])
+    play(state, [layer[:5] for layer in calls])
     last, held = one(calls, 5), state.fork()
     out = play(held, last)[0][0]
     q = plain.rotated(last[0][0].q, _places(range(15, 18)), ROPE)

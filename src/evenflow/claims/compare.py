@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import Absolute, Memory, MemoryState, Never
+from ..memory import Absolute, Memory, MemoryState, Never, Recall
 from ..recipes import recipe, recipes
 from .result import Result, Row, machine
 from .streams import Chunk, Frames, Needle
@@ -36,6 +36,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
         "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
         "learned-sink": {"window": tokens},
+        "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
         "self-forcing": {"window": budget, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},
@@ -87,8 +88,12 @@ class Reading:
             return [self.state.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
 
     def ask(self, chunk: Chunk) -> list[Tensor]:
-        """The same for a question, which leaves the memory as it was."""
-        return self.step(chunk, commit=False)
+        """The same for a question, which leaves the memory as it was, and brings things back where it can do that."""
+        if type(self.state.memory.recall).retrieve is Recall.retrieve:
+            return self.step(chunk, commit=False)
+        question = self.state.question()
+        with question.retrieve(chunk.m, chunk.tags):
+            return [question.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
 
     def timed(self, chunk: Chunk) -> float:
         """Seconds of one step, taken by a copy."""
@@ -153,8 +158,7 @@ def measured(memory: Memory, stream: Frames, truth: Truth) -> Measured:
         if number >= chunks - ASKED:
             outputs[number] = out
             asked = questions(stream, number + 1)
-            answers = reading.ask(stream.at(number + 1, asked))
-            recalls.append([stream.recalled(needle, place, answers) for place, needle in enumerate(asked)])
+            recalls.append([stream.recalled(one, reading.ask(stream.at(number + 1, one))) for one in asked])
     pairs = [
         (ours, theirs)
         for number, full in truth.of(memory).items()

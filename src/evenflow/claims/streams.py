@@ -120,9 +120,8 @@ class Frames:
         index = chunk * self.m + (0 if kind == "word" else place)
         return Needle(kind, chunk, index, key.to(self.dtype), value.to(self.dtype))
 
-    def at(self, number: int, asked: tuple[Needle, ...] = ()) -> Chunk:
-        """Chunk `number`, from 0; or a question at that time: its first tokens ask about the needles `asked`, in order,
-        and it brings no needles of its own."""
+    def at(self, number: int, asked: Needle | None = None) -> Chunk:
+        """Chunk `number`, from 0; or a question at that time: a chunk without needles, whose tokens all ask for one."""
         frames = torch.arange(self.chunk) + number * self.chunk
         layers = []
         for layer in range(self.layers):
@@ -131,25 +130,27 @@ class Frames:
             k = self._content("keys", layer, frames, self.kv_heads, source) + self._offset(layer, frames)
             v = self._content("values", layer, frames, self.kv_heads, source)
             q, k, v = (torch.nn.functional.pad(x, (0, self.quiet)).to(self.dtype) for x in (q, k, v))
-            for needle in () if asked else self._planted(number):
+            if asked:
+                q[:] = self._asking(asked, layer)
+                layers.append((q[None], k[None], v[None]))
+                continue
+            for needle in self._planted(number):
                 place = needle.index - number * self.m
                 k[:, place], v[:, place] = 0, 0
                 k[:, place, self.loud :] = needle.key[layer] * math.sqrt(self.loud)
                 v[:, place, self.loud :] = needle.value[layer] * math.sqrt(self.loud)
-            for place, needle in enumerate(asked):
-                q[:, place] = self._asking(needle, layer)
-            for count, chunk in enumerate(self.watched if not asked else ()):
+            for count, chunk in enumerate(self.watched):
                 if chunk < number:  # the last tokens of each frame look at what is watched
                     q[:, self.frame - 1 - count :: self.frame] = self._asking(self.needle("watched", chunk), layer)
             layers.append((q[None], k[None], v[None]))
-        return Chunk(tuple(layers), self._tags(number, bool(asked)))
+        return Chunk(tuple(layers), self._tags(number, asked is not None))
 
-    def recalled(self, needle: Needle, place: int, outputs: list[Tensor]) -> float:
-        """How much of a needle is in what token `place` of a question got: 1 is all, 0 nothing; mean of layers, heads.
+    def recalled(self, needle: Needle, outputs: list[Tensor]) -> float:
+        """How much of a needle is in what a question got: 1 is all, 0 nothing; mean of layers, heads and tokens.
 
         outputs: per layer [B, H_q, m, D].
         """
-        shares = [out[0, :, place, self.loud :] @ needle.value[layer] for layer, out in enumerate(outputs)]
+        shares = [(out[..., self.loud :] @ needle.value[layer]).mean() for layer, out in enumerate(outputs)]
         return float(torch.stack(shares).mean()) / math.sqrt(self.loud)
 
     # -- how it is made ------------------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class Moves:
             else:
                 runs.append((d, s, 1))
         several = tuple(runs) if len(runs) <= RUNS else None
-        return cls(*(torch.tensor(x, dtype=torch.int64, device=device) for x in (src, dst)), several)
+        at = torch.tensor([src, dst], dtype=torch.int64, device=device)
+        return cls(at[0], at[1], several)
 
     def taken(self, fresh: Tensor) -> Tensor:
         """The part of `fresh` [R, G, m, …] that is kept, [R, G, k, …]."""

@@ -295,9 +295,12 @@ class ChunkStep:
             unknown = self.tags[name].new_zeros(*held.shape, *self.tags[name].shape[2:])
             table = replace(table, tags={**table.tags, name: unknown})
         if self.recache is not None:
-            gone = held >= self.consumed[:, None, None]
+            column = torch.arange(held.shape[2], device=held.device)
+            sinks = state.memory.sink * self.frame
+            folded = (column >= sinks) & (column < self.pinned) & (not state.memory.fold.from_start)
+            gone = (held >= self.consumed[:, None, None]) & ~folded
             if not self.recache:
-                gone = gone | (torch.arange(held.shape[2], device=held.device) < state.memory.sink * self.frame)
+                gone = gone | (column < sinks)
             held = torch.where(gone, EMPTY, held)
         index = torch.cat([held.expand(len(self.index), -1, -1), self.index.expand(-1, held.shape[1], -1)], 2)
         width = held.shape[2]

@@ -87,10 +87,9 @@ class LinearState(Fold):
         features = torch.where(inside, view.keys.to(wide).relu(), 0).sum(2)
         products = torch.where(inside, turned, 0).transpose(-1, -2) @ view.values.to(wide)
         count = mine["count"] + past.sum(-1)
-        share = (mine["count"] / count.clamp_min(1)).to(wide)[:, None, None]
-        each = (1 / count.clamp_min(1)).to(wide)[:, None, None]
-        mine["kmean"] = share * mine["kmean"] + each * features
-        mine["kv"] = share[..., None] * mine["kv"] + each[..., None] * products
+        before, after = (n.to(wide)[:, None, None] for n in (mine["count"], count.clamp_min(1)))
+        mine["kmean"] = (before * mine["kmean"] + features) / after
+        mine["kv"] = (before[..., None] * mine["kv"] + products) / after[..., None]
         mine["count"], mine["until"] = count, torch.maximum(first, mine["until"])
 
     def read(self, view: View) -> Tensor | None:
