@@ -44,7 +44,11 @@ def linear_state(state, layer):
 )
 def test_any_calls_equal_the_reference(params, tentative, kv_heads):
     calls = chunks(10, kv_heads=kv_heads, tentative=tentative)
-    assert worst(play(build(kv_heads=kv_heads, **params), calls), told(calls, **params)[0]) < 1e-10
+    theirs = told(calls, **params)[0]
+    largest = max(
+        float(out.abs().max()) for layer in theirs for out in layer
+    )  # raw queries are divided by hardly anything
+    assert worst(play(build(kv_heads=kv_heads, **params), calls), theirs) < 1e-10 * max(1, largest)
 
 
 def test_point_1_without_projection_and_with_all_blocks_it_is_windowed_softmax():
@@ -55,7 +59,10 @@ def test_point_1_without_projection_and_with_all_blocks_it_is_windowed_softmax()
             f = CHUNK * c
             start = min(f, 18)
             seen = sorted({*range(min(c, 1)), *range(max(c - 1, 0), c + 1)})
-            times = [list(range(CHUNK)) if s == 0 else list(range(start - (c - s) * 3, start - (c - s) * 3 + 3)) for s in seen]
+            times = [
+                list(range(CHUNK)) if s == 0 else list(range(start - (c - s) * 3, start - (c - s) * 3 + 3))
+                for s in seen
+            ]
             k = [
                 plain.rotated(script[s].k, _places(time), ROPE) for s, time in zip(seen, times, strict=True)
             ]  # fmt: skip
