@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..memory import Absolute, Memory, MemoryState, Never, Recall
+from ..memory.chunks import ArenaState
 from ..recipes import recipe, recipes
 from .result import Result, Row, machine
 from .streams import Chunk, Frames, Needle
 
-BUDGET = 12  # frames that a step may attend, its fresh ones among them
+BUDGET = 12  # frames that a token may attend, the fresh ones among them
 YOUNG, OLD = 2 * BUDGET, 10 * BUDGET  # frames read where cost is compared
 AGES = (3, 6, 9, 12, 24, 48, 96)  # frames
 WORD_AGE = 48
@@ -26,15 +27,17 @@ STREAM = Frames(watched=(8, 9))  # read in the 25th to the 30th frame, out of an
 
 
 def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[str, Any]]:
-    """What every recipe is given, so that a step attends at most `budget` frames: the one place where that is said."""
+    """What every recipe is given, so that a token attends at most `budget` frames: the one place where that is said."""
     frame, fresh = stream.frame, stream.chunk
-    kept = budget - fresh  # frames that are held when a chunk comes
-    tokens = kept * frame
+    kept = budget - fresh  # frames that are held when a chunk comes, where frames come and go together
+    tokens = budget * frame
     return {
         "dvgt2": {"window": budget, "frame": frame},
         "full": {},
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
+        "hybrid-forcing": {"sink": fresh, "window": budget - fresh, "block": frame, "projection": 1.0, "frame": frame},
         "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
+        "knot-forcing": {"window": kept - 1, "frame": frame},
         "learned-sink": {"window": tokens},
         "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
@@ -89,9 +92,10 @@ class Reading:
 
     def ask(self, chunk: Chunk) -> list[Tensor]:
         """The same for a question, which leaves the memory as it was, and brings things back where it can do that."""
-        if type(self.state.memory.recall).retrieve is Recall.retrieve:
+        state = self.state
+        if not isinstance(state, ArenaState) or type(state.memory.recall).retrieve is Recall.retrieve:
             return self.step(chunk, commit=False)
-        question = self.state.question()
+        question = state.question()
         with question.retrieve(chunk.m, chunk.tags):
             return [question.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
 

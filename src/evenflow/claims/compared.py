@@ -59,7 +59,7 @@ TOLD = (
 def table(result: Result) -> Table:
     """All memories, a row each."""
     shown = Table(
-        title=f"All memories on one stream; a step attends at most {BUDGET} frames", title_justify="left",
+        title=f"All memories on one stream; a token attends at most {BUDGET} frames", title_justify="left",
         caption=f"{TOLD} {result.seconds:.0f} s, {result.machine}.", caption_justify="left", pad_edge=False,
     )  # fmt: skip
     for name in HEAD:
@@ -134,8 +134,8 @@ def draw(result: Result, path: Path) -> None:
             axis.set_xlim(min(values) / 2, max(values) * 6)
         else:
             axis.set_xlim(0, max(values) * 1.35)
-        for y, x in enumerate(values):
-            axis.text(x, y, " " + text.format(x), va="center", fontsize=8)
+        for y, length in enumerate(values):
+            axis.text(length, y, " " + text.format(length), va="center", fontsize=8)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(axis="both", which="both", length=0, labelbottom=False)
     shown.savefig(path, dpi=110, metadata={"Software": None})
