@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 from . import (
+    anchor_forcing,
     dvgt2,
     full,
     hybrid_forcing,
@@ -27,6 +28,7 @@ from .registry import RecipeInfo, parse, recipe, recipes, register
 
 __all__ = [
     "RecipeInfo",
+    "anchor_forcing",
     "dvgt2",
     "full",
     "hybrid_forcing",

@@ -1,0 +1,130 @@
+"""Anchor Forcing: the first chunk of the video and the first one of each prompt, each region with its own positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..memory import EMPTY, Absolute, AllHeld, Dropped, Fold, Memory, Oldest, Place, Places, Recall, View
+from ..memory.layout import Geometry
+from .registry import register
+
+FAR = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Junctions(Fold):
+    """The chunk that began a segment is copied when it is kept: its first `frames` frames, of the last two segments.
+
+    The first segment of a stream has none: its first chunk is in the sinks.
+    """
+
+    frames: int
+
+    def slots(self, frame: int) -> int:
+        return 2 * self.frames * frame
+
+    def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
+        zero = torch.zeros(geometry.batch, dtype=torch.int64, device=geometry.device)
+        return {"segment": zero, "copied": zero}
+
+    def arrive(self, view: View) -> None:
+        if view.recache:
+            return
+        before, copied = view.mine["segment"], view.mine["copied"]
+        tag = view.fresh_tags.get("segment")
+        segment = torch.zeros_like(before) if tag is None else tag[:, 0].to(before).expand_as(before)
+        begins = (segment != before) & (view.consumed > 0)
+        view.mine |= {"segment": segment, "copied": copied + begins}
+        if not bool(begins.any()):
+            return
+        # The older of two blocks is overwritten; in rows where no segment begins, with what it holds.
+        size = view.slots // 2
+        index = view.index[:, :1].expand(len(before), -1, -1)
+        block = view.sink + (copied % 2)[:, None, None] * size + torch.arange(size, device=index.device)
+        memory = (view.column >= view.sink) & (view.column < view.sink + view.slots)
+        fresh = torch.where(view.fresh[:, :1] & ~memory, index, FAR)
+        chunk = fresh.argsort(-1)[..., :size]
+        source = torch.where(begins[:, None, None], chunk, block)
+        beyond = begins[:, None, None] & (fresh.gather(-1, chunk) == FAR)  # a chunk shorter than a junction
+        keys, values = (
+            x.gather(2, source[..., None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (view.keys, view.values)
+        )
+        view.write(block, keys, values, index=torch.where(beyond, EMPTY, index.gather(-1, source)))
+
+
+@dataclass(frozen=True)
+class NewestThatLeft(Recall):
+    """Sinks, window, and of the junctions the newest whose chunk has left the window."""
+
+    def among(self, view: View) -> Tensor | None:
+        assert view.window is not None
+        first = (view.consumed + view.m - view.window)[:, None, None]
+        last = view.index[..., view.sink : view.sink + view.slots].unflatten(-1, (2, -1)).amax(-1)
+        last = torch.where(last < first, last, EMPTY)
+        used = (last == last.amax(-1, keepdim=True)) & (last >= 0)
+        seen = torch.ones_like(view.index, dtype=torch.bool)
+        seen[..., view.sink : view.sink + view.slots] = used.repeat_interleave(view.slots // 2, -1)
+        return seen
+
+
+@dataclass(frozen=True)
+class Regions(Place):
+    """Sinks from 0, junction from `junction` on, and a window that ends at `trained` − 1 once the stream is as long."""
+
+    trained: int
+    junction: int
+
+    def positions(self, view: View) -> Places:
+        frame, end = view.frame, view.sink + view.slots
+        shift = ((view.consumed + view.m) // frame - self.trained).clamp_min(0)
+        within = (view.column - view.sink) % max(view.slots // 2, 1) // frame
+        head = torch.where(view.column < view.sink, view.column // frame, self.junction + within)
+        keys = torch.where(view.column < end, head, view.index // frame - shift[:, None, None])
+        return Places(keys, view.stream // frame - shift[:, None])
+
+
+@register(
+    "anchor-forcing",
+    paper="Anchor Forcing: Anchor Memory and Tri-Region RoPE for Interactive Streaming Video Diffusion, arXiv 2603.13405",
+    claims=("anchor-forcing",),
+)
+def anchor_forcing(
+    *, window: int = 12, sink: int = 3, junction: int = 3, trained: int = 21, rope_enhance: bool = True,
+    chunk: int = 3, frame: int | None = None,
+) -> Memory:  # fmt: skip
+    """LongLive's sink and window, and the chunk that came first after a prompt switch, once the window has lost it.
+
+    Tokens say which prompt they belong to by the tag `segment`; the first chunk of another one is a switch. Before it
+    the caller computes the window anew with `state.recache`, which sees the junction in use (the warm start) and copies
+    none. The clean pass of the new prompt's first chunk is copied, up to `junction` frames of it, un-rotated. Positions
+    (rope_enhance): sinks from 0, the junction from trained − window − junction, the window up to `trained` − 1, the
+    range of frames that the backbone was trained on. junction=0 is LongLive at these positions (the paper's
+    use_prompt_cache off), and rope_enhance=False then LongLive itself.
+
+    The official code overwrites the earlier junction in every call of the new one's chunk, so that it attends noisy
+    copies of itself; here a junction is copied once, and the two last ones are kept. It lets the window lose a chunk 9
+    frames after the switch was asked for; here, when no frame of the chunk is in it, the same chunk unless the request
+    fell on a chunk's first frame. Where two switches are closer than the window, the newest junction that has left is
+    in use; a third one lets the first go, and nothing is attended twice.
+    """
+    if window <= sink:
+        raise ValueError(f"window is {window}; it counts the {sink} sink frames, so it must be larger")
+    if junction < 0 or (rope_enhance and trained < window + junction + sink):
+        raise ValueError(
+            f"junction is {junction} and trained {trained}: junction must be 0 or more, and window {window}, junction "
+            f"and {sink} sinks must fit into the trained frames, or pass rope_enhance=False"
+        )
+    return Memory(
+        sink=sink,
+        window=window - sink,
+        evict=Oldest(with_fresh=True),
+        fold=Junctions(junction) if junction else Dropped(),
+        recall=NewestThatLeft() if junction else AllHeld(),
+        place=Regions(trained, trained - window - junction) if rope_enhance else Absolute(),
+        frame=frame,
+        chunk=chunk,
+        inside="both",
+    )

@@ -1,0 +1,65 @@
+"""Every recipe at a size that tests can run: what the invariant suite needs to know of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import evenflow as ef
+
+FLAT = ef.Rope()
+VIDEO = ef.Rope.axial((4, 2, 2))
+
+
+@dataclass(frozen=True)
+class Case:
+    """params: a small memory. large: parameters under which nothing leaves or is left out in a stream of 60 tokens;
+    None where that cannot be (`why` says so). step: tokens in a step; any: whether the rule is per token, so that any
+    cut gives the same. bounded: whether bytes stay what they are. full: by what time "everything is held" looks the
+    same, a step of `step` tokens counting as one chunk."""
+
+    params: dict[str, Any]
+    large: dict[str, Any] | None
+    step: int = 1
+    any_cut: bool = False
+    bounded: bool = True
+    why: str = ""
+    rope: ef.Rope | None = FLAT
+    tags: Callable[[int, int], dict[str, Tensor]] | None = None  # (first token, count) → tags of a step
+    geometry: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 16  # roundings of the dtype that half precision may differ by
+
+
+def video(params: dict[str, Any], large: dict[str, Any] | None, **more: Any) -> Case:
+    """Frames of 2 tokens in chunks of 3 frames."""
+    return Case({"frame": 2, **params}, None if large is None else {"frame": 2, **large}, step=6, rope=VIDEO, **more)
+
+
+def grid(first: int, count: int) -> dict[str, Tensor]:
+    """The two tokens of each frame stand side by side."""
+    column = torch.arange(first, first + count) % 2
+    return {"coordinates": torch.stack([torch.zeros_like(column), column], -1)}
+
+
+CASES: dict[str, Case] = {
+    "dvgt2": Case({"window": 4, "frame": 2}, {"window": 40, "frame": 2}, step=2, rope=VIDEO, tags=grid),
+    "full": Case({}, {}, any_cut=True, bounded=False),
+    "infinite-vggt": Case(
+        {"total_budget": 24, "frame": 2}, {"total_budget": 1000, "frame": 2}, step=2, rope=None, tags=grid
+    ),
+    "learned-sink": Case({"window": 13}, None, any_cut=True, why="its softmax has one more term"),
+    "longlive": video({"window": 12}, {"window": 50}, tags=grid),
+    "motionstream": video({}, {"window": 20}),
+    "recompute": Case({"window": 13}, {"window": 500}, any_cut=True),
+    "self-forcing": video({"window": 12}, {"window": None}, tags=grid),
+    "streaming-llm": Case({"sink": 4, "window": 13}, {"sink": 4, "window": 500}, any_cut=True),
+    "window": Case({"window": 13}, {"window": 500}, any_cut=True),
+    "zero-sink": Case({"sink": 1, "window": 13}, None, any_cut=True, why="its softmax has one more term"),
+    "knot-forcing": video({}, None, why="the reference stands ahead of its time, wherever it is"),
+    "hybrid-forcing": video({}, {"window": 60, "ratio": 1.0, "horizon": 100}),
+    "streaming-vlm": Case(
+        {"window": 2, "text_round": 2, "text_sink": 4, "text_window": 6}, {"text_sink": 500}, step=4
+    ),
+}  # fmt: skip
