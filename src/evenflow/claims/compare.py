@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
 
@@ -23,6 +23,7 @@ AGES = (3, 6, 9, 12, 24, 48, 96)  # frames
 WORD_AGE = 48
 ITEMS = (*(f"{age}" for age in AGES), "first", "watched", f"word, {WORD_AGE}")  # what `Measured.recall` counts
 ASKED, TIMED = 8, 15  # last chunks after which questions are asked; steps that are timed
+PROMPTED = {"anchor-forcing"}  # these take `segment` for the number of the prompt, which changes with the scene
 STREAM = Frames(watched=(8, 9))  # read in the 25th to the 30th frame, out of any window long before the end
 
 
@@ -32,6 +33,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
     kept = budget - fresh  # frames that are held when a chunk comes, where frames come and go together
     tokens = budget * frame
     return {
+        "anchor-forcing": {"window": kept, "sink": fresh, "junction": fresh, "frame": frame},
         "dvgt2": {"window": budget, "frame": frame},
         "full": {},
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
@@ -200,7 +202,7 @@ def compare(
         recipe(name)  # an unknown name is told before anything is measured
     for name in names or sorted(every):
         memory = every[name]
-        got = measured(memory, stream, truth)
+        got = measured(memory, replace(stream, segment="scene" if name in PROMPTED else "chunk"), truth)
         for key, value in vars(got).items():
             figures[f"{name}|{key}"] = [float(x) for x in (value if isinstance(value, tuple) else (value,))]
         bounded = None if name == "full" else got.larger == 1 and got.slower <= 1.1

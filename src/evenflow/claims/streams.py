@@ -83,6 +83,7 @@ class Frames:
     watched: tuple[int, ...] = ()
     focus: float = 2.0
     sharp: float = 14.0
+    segment: Literal["chunk", "scene"] = "chunk"
     dtype: torch.dtype = torch.float32
 
     @property
@@ -190,13 +191,13 @@ class Frames:
 
     def _tags(self, number: int, question: bool) -> dict[str, Tensor]:
         token = torch.arange(self.m)
-        inside = token % self.frame
+        frame, inside = number * self.chunk + token // self.frame, token % self.frame
         columns = max(1, round(math.sqrt(self.frame)))
         modality = torch.full((self.m,), PICTURE)
         modality[: 0 if question else 1] = WORD
         return {
-            "frame": number * self.chunk + token // self.frame,
+            "frame": frame,
             "modality": modality,
-            "segment": torch.full((self.m,), number + 1),
+            "segment": (frame // self.scene if self.segment == "scene" else frame // self.chunk) + 1,
             "coordinates": torch.stack([inside // columns, inside % columns], 1),
         }

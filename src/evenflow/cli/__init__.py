@@ -229,24 +229,43 @@ def write(
         print(f"saved: go on with --resume {save}", file=sys.stderr)
 
 
-@app.command()
-def recipes(as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")] = False) -> None:
-    """List the memory methods: what each keeps, its parameters, and the paper it comes from."""
+@app.command(
+    epilog="Examples:\n\nevenflow recipes\n\nevenflow recipes longlive\n\nevenflow recipes 'longlive(window=9)'"
+)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="One of them in full, with or without parameters.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")] = False,
+) -> None:
+    """List the memory methods: what each keeps, its parameters, and the paper it comes from. Or show one in full."""
     from rich.table import Table
 
+    from ..recipes import parse
     from ..recipes import recipes as every
+    from ..recipes.registry import documentation
 
+    infos = every()
+    if name is not None:
+        memory = parse(name)
+        infos = [info for info in infos if info.name == memory.name]
+        if not as_json:
+            from ..claims.registry import FOLDER
+            from .describing import described
+
+            _stdout().print(described(memory, infos[0], documentation(memory.name), FOLDER))
+            return
     if as_json:
-        for info in every():
+        for info in infos:
             _say_json(vars(info))
         return
     table = Table()
     for column in ("recipe", "what it keeps", "evict", "fold", "place", "paper"):
         table.add_column(column, overflow="fold")
-    for info in every():
+    for info in infos:
         inside = ", ".join(f"{key}={value}" for key, value in info.defaults.items())
-        name = f"{info.name}({inside})" if inside else info.name
-        table.add_row(name, info.summary, info.verbs["evict"], info.verbs["fold"], info.verbs["place"], info.paper)
+        spec = f"{info.name}({inside})" if inside else info.name
+        table.add_row(spec, info.summary, info.verbs["evict"], info.verbs["fold"], info.verbs["place"], info.paper)
     _stdout().print(table)
 
 

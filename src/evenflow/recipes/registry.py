@@ -76,6 +76,11 @@ def recipes() -> list[RecipeInfo]:
     return [_info(name, entry) for name, entry in sorted(_entries.items())]
 
 
+def documentation(name: str) -> str:
+    """What a recipe says of itself, whole: its function's docstring."""
+    return inspect.getdoc(_entry(name).make) or ""
+
+
 def parse(spec: str) -> Memory:
     """The memory that a string names: `"streaming-llm"`, `"streaming-llm(sink=4, window=1020)"`.
 
