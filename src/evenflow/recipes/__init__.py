@@ -10,6 +10,7 @@ from types import ModuleType
 from . import (
     anchor_forcing,
     dvgt2,
+    forcing_kv,
     full,
     hybrid_forcing,
     infinite_vggt,
@@ -30,6 +31,7 @@ __all__ = [
     "RecipeInfo",
     "anchor_forcing",
     "dvgt2",
+    "forcing_kv",
     "full",
     "hybrid_forcing",
     "infinite_vggt",
