@@ -16,7 +16,7 @@ from .registry import register
 
 def shift(view: View, horizon: int) -> Tensor:
     """int64 [R, 1], tokens by which the stream is moved back so that no position reaches `horizon` frames."""
-    return (view.consumed + view.m - horizon * view.frame).clamp_min(0)[:, None]
+    return (view.consumed + view.coming - horizon * view.frame).clamp_min(0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LinearState(Fold):
     def leave(self, view: View, leaving: Tensor) -> None:
         if view.window is None:
             return
-        mine, first = view.mine, (view.consumed + view.m - view.window).expand(view.batch)
+        mine, first = view.mine, (view.consumed + view.coming - view.window).expand(view.batch)
         past = (view.index[:, 0] >= mine["until"][:, None]) & (view.index[:, 0] < first[:, None])  # [B, n]
         if not past.any():
             return
