@@ -65,7 +65,6 @@ class ByHeadGroup(Evict):
         stays = view.pinned | view.fresh
         if view.recache:
             return stays
-        stays = stays | (view.held & ~view.fresh.any(-1, keepdim=True))  # a row that pauses
         dynamic, now = self.dynamic(view), view.consumed[:, None, None]
         age = now // view.frame - view.index // view.frame  # 1 for the last frame
         split = (now >= (self.start + 1) * view.m) & (view.layer > 0)
