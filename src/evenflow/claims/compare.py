@@ -15,27 +15,35 @@ from ..memory import Absolute, Memory, MemoryState, Never, Recall
 from ..memory.chunks import ArenaState
 from ..recipes import recipe, recipes
 from .result import Result, Row, machine
-from .streams import Chunk, Frames, Needle
+from .streams import Frames, Needle, Step
 
 BUDGET = 12  # frames that a token may attend, the fresh ones among them
+CHUNK = 3  # frames a step
 YOUNG, OLD = 2 * BUDGET, 10 * BUDGET  # frames read where cost is compared
+LATE = OLD - 24  # from this frame on outputs are compared and questions are asked
 AGES = (3, 6, 9, 12, 24, 48, 96)  # frames
 WORD_AGE = 48
 ITEMS = (*(f"{age}" for age in AGES), "first", "watched", f"word, {WORD_AGE}")  # what `Measured.recall` counts
-ASKED, TIMED = 8, 15  # last chunks after which questions are asked; steps that are timed
+TIMED = 15  # steps whose time is taken
 PROMPTED = {"anchor-forcing"}  # these take `segment` for the number of the prompt, which changes with the scene
-STREAM = Frames(watched=(8, 9))  # read in the 25th to the 30th frame, out of any window long before the end
+CUTS = {"liveact": (6, 8)}  # these bring so many frames first, and then as many at a time; all others CHUNK
+STREAM = Frames(needle_every=CHUNK, watched=(25, 28))  # out of any window long before the end
 
 
 def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[str, Any]]:
     """What every recipe is given, so that a token attends at most `budget` frames: the one place where that is said."""
-    frame, fresh = stream.frame, stream.chunk
+    frame, fresh = stream.frame, CHUNK
     kept = budget - fresh  # frames that are held when a chunk comes, where frames come and go together
     tokens = budget * frame
     return {
         "anchor-forcing": {"window": kept, "sink": fresh, "junction": fresh, "frame": frame},
         "dvgt2": {"window": budget, "frame": frame},
+        "forcing-kv": {
+            "static": ((), *((0,) for _ in range(1, stream.layers))), "sink": 1, "recent": kept - 3, "static_recent": 1,
+            "memory": 2, "segments": 8, "start": 1, "frame": frame,
+        },
         "full": {},
+        "liveact": {"steps": 1, "frame": frame},
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
         "hybrid-forcing": {"sink": fresh, "window": budget - fresh, "block": frame, "projection": 1.0, "frame": frame},
         "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
@@ -54,13 +62,19 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
     }  # fmt: skip
 
 
-def memories(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, Memory]:
-    """Every recipe of the table at this budget. Raises ValueError for one that has no parameters here."""
+def memories(names: Sequence[str] = (), stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, Memory]:
+    """These recipes (none: all that there are) at this budget.
+
+    Raises ValueError for a wrong name, and for a recipe that has no parameters here.
+    """
     given = parameters(stream, budget)
-    missing = sorted({info.name for info in recipes()} - given.keys())
+    chosen = names or [info.name for info in recipes()]
+    for name in chosen:
+        recipe(name)
+    missing = [name for name in chosen if name not in given]
     if missing:
         raise ValueError(f"{', '.join(missing)}: say in claims/compare.py what it is given at the shared budget")
-    return {name: recipe(name, **params) for name, params in given.items()}
+    return {name: recipe(name, **given[name]) for name in chosen}
 
 
 @dataclass(frozen=True)
@@ -87,25 +101,25 @@ class Reading:
 
     state: MemoryState
 
-    def step(self, chunk: Chunk, commit: bool = True) -> list[Tensor]:
+    def step(self, step: Step, commit: bool = True) -> list[Tensor]:
         """Per layer [B, H_q, m, D]."""
-        with self.state.step(chunk.m, tags=chunk.tags, commit=commit):
-            return [self.state.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
+        with self.state.step(step.m, tags=step.tags, commit=commit):
+            return [self.state.attend(layer, *tensors) for layer, tensors in enumerate(step.layers)]
 
-    def ask(self, chunk: Chunk) -> list[Tensor]:
+    def ask(self, step: Step) -> list[Tensor]:
         """The same for a question, which leaves the memory as it was, and brings things back where it can do that."""
         state = self.state
         if not isinstance(state, ArenaState) or type(state.memory.recall).retrieve is Recall.retrieve:
-            return self.step(chunk, commit=False)
+            return self.step(step, commit=False)
         question = state.question()
-        with question.retrieve(chunk.m, chunk.tags):
-            return [question.attend(layer, *tensors) for layer, tensors in enumerate(chunk.layers)]
+        with question.retrieve(step.m, step.tags):
+            return [question.attend(layer, *tensors) for layer, tensors in enumerate(step.layers)]
 
-    def timed(self, chunk: Chunk) -> float:
+    def timed(self, step: Step) -> float:
         """Seconds of one step, taken by a copy."""
         twin = Reading(self.state.fork())
         start = time.perf_counter()
-        twin.step(chunk)
+        twin.step(step)
         return time.perf_counter() - start
 
 
@@ -126,56 +140,67 @@ def like(memory: Memory, stream: Frames) -> Memory:
     return Memory(evict=Never(), place=place, frame=frame, inside=memory.inside, name="full attention")
 
 
-def questions(stream: Frames, number: int) -> tuple[Needle, ...]:
-    """What is asked after chunk `number` − 1, in the order of `Measured.recall`."""
-    ages = [stream.needle("detail", number - age // stream.chunk) for age in AGES]
-    word = stream.needle("word", number - WORD_AGE // stream.chunk)
+def steps(name: str) -> list[tuple[int, int]]:
+    """First frame and number of frames of every step of a recipe, up to `OLD` frames."""
+    first, then = CUTS.get(name, (CHUNK, CHUNK))
+    return [(0, first), *((start, then) for start in range(first, OLD, then))]
+
+
+def questions(stream: Frames, now: int) -> tuple[Needle, ...]:
+    """What is asked after `now` frames, in the order of `Measured.recall`."""
+
+    def before(age: int) -> int:
+        return (now - age) // stream.needle_every * stream.needle_every
+
+    ages = [stream.needle("detail", before(age)) for age in AGES]
+    word = stream.needle("word", before(WORD_AGE))
     return (*ages, stream.needle("detail", 0), stream.needle("watched", stream.watched[0]), word)
 
 
 class Truth:
-    """What full attention gives for the last chunks: read once for every kind of it."""
+    """What full attention gives for the last frames: read once for every kind of it."""
 
     def __init__(self, stream: Frames) -> None:
         self.stream = stream
         self.known: dict[Any, dict[int, list[Tensor]]] = {}
 
-    def of(self, memory: Memory) -> dict[int, list[Tensor]]:
-        """Outputs by chunk and layer of full attention as `like` says."""
+    def of(self, memory: Memory, cuts: Sequence[tuple[int, int]]) -> dict[int, list[Tensor]]:
+        """Outputs by first frame of a step, and layer, of full attention as `like` says."""
         full = like(memory, self.stream)
-        kind = (full.inside, full.place, full.frame)
-        if kind not in self.known:
-            reading, chunks = built(full, self.stream), OLD // self.stream.chunk
-            outputs = {number: reading.step(self.stream.at(number)) for number in range(chunks)}
-            self.known[kind] = {number: outputs[number] for number in range(chunks - ASKED, chunks)}
-        return self.known[kind]
+        kind = (full.inside, full.place, full.frame, cuts[:2])
+        if str(kind) not in self.known:
+            reading = built(full, self.stream)
+            outputs = {start: reading.step(self.stream.step(start, frames)) for start, frames in cuts}
+            self.known[str(kind)] = {start: out for start, out in outputs.items() if start >= LATE}
+        return self.known[str(kind)]
 
 
 def measured(memory: Memory, stream: Frames, truth: Truth) -> Measured:
     """Read the stream with one memory. Its seconds are those of this machine, now."""
-    reading, chunks = built(memory, stream), OLD // stream.chunk
-    young = reading
+    cuts = steps(memory.name)
+    reading = built(memory, stream)
+    young, age = reading, 0
     outputs: dict[int, list[Tensor]] = {}
     recalls: list[list[float]] = []
-    for number in range(chunks):
-        out = reading.step(stream.at(number))
-        if number + 1 == YOUNG // stream.chunk:
-            young = Reading(reading.state.fork())
-        if number >= chunks - ASKED:
-            outputs[number] = out
-            asked = questions(stream, number + 1)
-            recalls.append([stream.recalled(one, reading.ask(stream.at(number + 1, one))) for one in asked])
+    for start, frames in cuts:
+        out, now = reading.step(stream.step(start, frames)), start + frames
+        if not age and now >= YOUNG:
+            young, age = Reading(reading.state.fork()), now
+        if start >= LATE:
+            outputs[start] = out
+            asked = questions(stream, now)
+            recalls.append([stream.recalled(one, reading.ask(stream.question(now, frames, one))) for one in asked])
     pairs = [
         (ours, theirs)
-        for number, full in truth.of(memory).items()
-        for ours, theirs in zip(outputs[number], full, strict=True)
+        for start, full in truth.of(memory, cuts).items()
+        for ours, theirs in zip(outputs[start], full, strict=True)
     ]
     off = sum(float((ours - theirs).square().sum()) for ours, theirs in pairs)
     size = sum(float(theirs.square().sum()) for _, theirs in pairs)
     state = reading.state
-    times = [
-        (young.timed(stream.at(YOUNG // stream.chunk)), reading.timed(stream.at(chunks))) for _ in range(TIMED)
-    ]  # in turns, so that a machine that slows down slows both
+    nexts = stream.step(age, frames), stream.step(now, frames)
+    # In turns, so that a machine that slows down slows both.
+    times = [(young.timed(nexts[0]), reading.timed(nexts[1])) for _ in range(TIMED)]
     return Measured(
         recall=tuple(mean(values) for values in zip(*recalls, strict=True)),
         error=(off / size) ** 0.5,
@@ -195,14 +220,11 @@ def compare(
     """Measure the memories `names` (none: all of them): a row for each, and under figures, as "NAME|recall",
     "NAME|error" and so on, the fields of `Measured`."""
     start = time.perf_counter()
-    every, truth = memories(stream), Truth(stream)
+    truth = Truth(stream)
     rows: list[Row] = []
     figures: dict[str, list[float]] = {}
-    for name in names:
-        recipe(name)  # an unknown name is told before anything is measured
-    for name in names or sorted(every):
-        memory = every[name]
-        got = measured(memory, replace(stream, segment="scene" if name in PROMPTED else "chunk"), truth)
+    for name, memory in memories(names, stream).items():
+        got = measured(memory, replace(stream, segment="scene" if name in PROMPTED else "round"), truth)
         for key, value in vars(got).items():
             figures[f"{name}|{key}"] = [float(x) for x in (value if isinstance(value, tuple) else (value,))]
         bounded = None if name == "full" else got.larger == 1 and got.slower <= 1.1

@@ -1,24 +1,25 @@
 """Made-up streams of frames in which it is known what there is to remember.
 
-A stream is what a model's attention layers would hand to a memory: per chunk and layer, queries, keys and values, with
+A stream is what a model's attention layers would hand to a memory: per step and layer, queries, keys and values, with
 tags. It has the structure that arguments for memories rest on, each kind of it with a size that can be set to nothing:
 
 - *near-duplicate frames*: within a scene, token i of one frame is token i of the next but for a slow drift and noise;
 - *scene changes*: after so many frames other content comes, and later the first scene again;
 - *drifting keys*: all keys share an offset that wanders through the stream, and queries do not follow it;
-- *needles*: single tokens with a key and value of their own, one kind a chunk, which a later query can ask about.
+- *needles*: single tokens with a key and value of their own, which a later query can ask about.
 
 Needles live in channels of their own, the last `quiet` ones of keys, queries and values, which hold nothing else and
 which the stream's rope does not turn. So the answer to a question, in those channels, is the share of attention that
 went to the needle times its value, whatever positions a memory gives to what it holds: recall tells about the memory
-and never about the luck of a rotation. All random numbers are keyed by (seed, what, number): chunk 1,000 can be made
-without the 999 before it, and is the same every time.
+and never about the luck of a rotation. All random numbers are keyed by (seed, what, number): frame 1,000 can be made
+without the 999 before it, and is the same every time, however the stream is cut into steps.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -32,7 +33,7 @@ WORD, PICTURE = 0, 1  # modality
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Step:
     """One step of a stream. layers: q [B, H_q, m, D], k and v [B, H_kv, m, D] of each. tags: [m, …], see `ef.Memory`."""
 
     layers: tuple[tuple[Tensor, Tensor, Tensor], ...]
@@ -47,49 +48,48 @@ class Chunk:
 @dataclass(frozen=True)
 class Needle:
     """Something to remember. kind: "detail" is part of a picture, "word" a word beside it, and "watched" a detail that
-    every later frame looks at. chunk, index: the chunk that brings it, and its stream index. value: [layers, D], unit."""
+    every later frame looks at. frame, place: where it stands. key, value: [layers, quiet], of length 1."""
 
     kind: Kind
-    chunk: int
-    index: int
+    frame: int
+    place: int
     key: Tensor
     value: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """A stream of frames of `frame` tokens, `chunk` of them a step.
+    """A stream of frames of `frame` tokens.
 
-    scene: frames until the scene changes. scenes: how many there are before the first comes again. drift: radians by
-    which content turns per frame. noise: what is new in every token, where content has size 1. wander: size of the
-    offset that all keys share. period: frames in which that has turned once. watched: chunks whose detail all later
-    frames look at. sharp: by how many nats a question prefers its needle to an unrelated key.
+    needle_every: frames from one detail, and one word, to the next. watched: frames that bring a detail at which all
+    later frames look. scene: frames until the scene changes; the first one ends after `first`. scenes: how many there
+    are before the first comes again. drift: radians by which content turns per frame. noise: what is new in every
+    token, where content has size 1. wander: size of the offset that all keys share. period: frames in which that has
+    turned once. focus: factor on queries: how sharply content looks for its like. sharp: by how many nats a question
+    prefers its needle to an unrelated key. segment: what that tag counts from 1, needles (as rounds of a talk) or scenes
+    (as prompts of a video).
     """
 
     seed: int = 0
     frame: int = 32
-    chunk: int = 3
     layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
     quiet: int = 32
+    needle_every: int = 3
+    watched: tuple[int, ...] = ()
     scene: int = 30
+    first: int = 12
     scenes: int = 3
     drift: float = 0.01
     noise: float = 0.3
     wander: float = 0.5
     period: float = 240.0
-    watched: tuple[int, ...] = ()
     focus: float = 2.0
     sharp: float = 14.0
-    segment: Literal["chunk", "scene"] = "chunk"
+    segment: Literal["round", "scene"] = "round"
     dtype: torch.dtype = torch.float32
-
-    @property
-    def m(self) -> int:
-        """Tokens a step."""
-        return self.frame * self.chunk
 
     @property
     def loud(self) -> int:
@@ -107,44 +107,43 @@ class Frames:
             "rope": self.rope(unit), "dtype": self.dtype,
         }  # fmt: skip
 
+    def scene_at(self, t: int) -> int:
+        """Number of the scene that frame `t` belongs to, from 0."""
+        return 0 if t < self.first else 1 + (t - self.first) // self.scene
+
     # -- what there is to remember -------------------------------------------------------------------------------
 
-    def needle(self, kind: Kind, chunk: int) -> Needle:
-        """The needle of a kind that a chunk brings (every chunk brings each kind; what is watched is a detail)."""
-        source = self._random("needle", chunk * len(KINDS) + KINDS.index(kind))
+    def needle(self, kind: Kind, frame: int) -> Needle:
+        """The needle of a kind that a frame brings."""
+        if kind not in self._brought(frame):
+            raise ValueError(f"frame {frame} has no {kind}; there is one in every {self.needle_every}th frame")
+        source = self._random("needle", frame * len(KINDS) + KINDS.index(kind))
         key, value = (
             torch.nn.functional.normalize(torch.randn(self.layers, self.quiet, generator=source), dim=-1) for _ in "kv"
         )
-        # A word stands first in its chunk; details are anywhere in the chunk's middle, each kind in its own part.
-        part = (self.m - 1) // 2
-        place = int(torch.randint(part, (), generator=source)) + 1 + (part if kind == "watched" else 0)
-        index = chunk * self.m + (0 if kind == "word" else place)
-        return Needle(kind, chunk, index, key.to(self.dtype), value.to(self.dtype))
+        # A word stands first in its frame, a detail anywhere in the first half of the rest, one that is watched behind.
+        half = (self.frame - 1) // 2
+        place = int(torch.randint(half, (), generator=source)) + 1 + (half if kind == "watched" else 0)
+        return Needle(kind, frame, 0 if kind == "word" else place, key.to(self.dtype), value.to(self.dtype))
 
-    def at(self, number: int, asked: Needle | None = None) -> Chunk:
-        """Chunk `number`, from 0; or a question at that time: a chunk without needles, whose tokens all ask for one."""
-        frames = torch.arange(self.chunk) + number * self.chunk
+    def step(self, start: int, frames: int) -> Step:
+        """Frames `start` to `start + frames − 1`."""
         layers = []
         for layer in range(self.layers):
-            source = self._random("chunk", number * self.layers + layer)
-            q = self._content("keys", layer, frames, self.heads, source) * self.focus
-            k = self._content("keys", layer, frames, self.kv_heads, source) + self._offset(layer, frames)
-            v = self._content("values", layer, frames, self.kv_heads, source)
-            q, k, v = (torch.nn.functional.pad(x, (0, self.quiet)).to(self.dtype) for x in (q, k, v))
-            if asked:
-                q[:] = self._asking(asked, layer)
-                layers.append((q[None], k[None], v[None]))
-                continue
-            for needle in self._planted(number):
-                place = needle.index - number * self.m
-                k[:, place], v[:, place] = 0, 0
-                k[:, place, self.loud :] = needle.key[layer] * math.sqrt(self.loud)
-                v[:, place, self.loud :] = needle.value[layer] * math.sqrt(self.loud)
-            for count, chunk in enumerate(self.watched):
-                if chunk < number:  # the last tokens of each frame look at what is watched
-                    q[:, self.frame - 1 - count :: self.frame] = self._asking(self.needle("watched", chunk), layer)
-            layers.append((q[None], k[None], v[None]))
-        return Chunk(tuple(layers), self._tags(number, asked is not None))
+            parts = zip(*(_drawn(self, layer, t) for t in range(start, start + frames)), strict=True)
+            q, k, v = (torch.cat(part, 1)[None] for part in parts)
+            layers.append((q, k, v))
+        return Step(tuple(layers), self._tags(start, frames))
+
+    def question(self, start: int, frames: int, asked: Needle) -> Step:
+        """A step at that time, without needles, whose tokens all ask for one."""
+        step = self.step(start, frames)
+        layers = []
+        for layer, (q, k, v) in enumerate(step.layers):
+            k, v = k.clone(), v.clone()
+            k[..., self.loud :], v[..., self.loud :] = 0, 0
+            layers.append((self._asking(asked, layer).expand_as(q), k, v))
+        return Step(tuple(layers), {**step.tags, "modality": torch.full((step.m,), PICTURE)})
 
     def recalled(self, needle: Needle, outputs: list[Tensor]) -> float:
         """How much of a needle is in what a question got: 1 is all, 0 nothing; mean of layers, heads and tokens.
@@ -157,31 +156,27 @@ class Frames:
     # -- how it is made ------------------------------------------------------------------------------------------
 
     def _random(self, what: str, number: int) -> torch.Generator:
-        kinds = ("scene", "chunk", "needle", "offset")
+        kinds = ("scene", "frame", "needle", "offset")
         return torch.Generator().manual_seed((self.seed * len(kinds) + kinds.index(what)) * 2**32 + number)
 
-    def _content(self, what: str, layer: int, frames: Tensor, heads: int, source: torch.Generator) -> Tensor:
-        """[heads, m, loud]: what the scene shows there, a little turned, and something new in every token."""
-        made = []
-        for t in frames.tolist():
-            scene = self._random(
-                "scene", ((t // self.scene) % self.scenes * self.layers + layer) * 2 + (what == "keys")
-            )
-            one, other = torch.randn(2, self.kv_heads, self.frame, self.loud, generator=scene)
-            made.append(math.cos(self.drift * t) * one + math.sin(self.drift * t) * other)
-        content = torch.cat(made, 1).repeat_interleave(heads // self.kv_heads, 0)
-        new = torch.randn(content.shape, generator=source)
-        return (content + self.noise * new) / math.sqrt(1 + self.noise**2)
+    def _brought(self, frame: int) -> tuple[Kind, ...]:
+        usual: tuple[Kind, ...] = ("detail", "word") if frame % self.needle_every == 0 else ()
+        return (*usual, "watched") if frame in self.watched else usual
 
-    def _offset(self, layer: int, frames: Tensor) -> Tensor:
-        """[kv_heads, m, loud]: what all keys share, wandering round."""
-        ends = torch.randn(2, self.kv_heads, self.loud, generator=self._random("offset", layer))
-        angle = (math.tau / self.period * frames).repeat_interleave(self.frame)[:, None]
-        return self.wander * (angle.cos() * ends[0][:, None] + angle.sin() * ends[1][:, None])
+    def _content(self, what: str, layer: int, t: int, heads: int, source: torch.Generator) -> Tensor:
+        """[heads, frame, loud]: what the scene shows there, a little turned, and something new in every token."""
+        shown = self.scene_at(t) % self.scenes
+        scene = self._random("scene", (shown * self.layers + layer) * 2 + (what == "keys"))
+        one, other = torch.randn(2, self.kv_heads, self.frame, self.loud, generator=scene)
+        content = math.cos(self.drift * t) * one + math.sin(self.drift * t) * other
+        content = content.repeat_interleave(heads // self.kv_heads, 0)
+        return (content + self.noise * torch.randn(content.shape, generator=source)) / math.sqrt(1 + self.noise**2)
 
-    def _planted(self, chunk: int) -> tuple[Needle, ...]:
-        kinds = ("detail", "word", *(("watched",) if chunk in self.watched else ()))
-        return tuple(self.needle(kind, chunk) for kind in KINDS if kind in kinds)
+    def _offset(self, layer: int, t: int) -> Tensor:
+        """[kv_heads, 1, loud]: what all keys share, wandering round."""
+        ends = torch.randn(2, self.kv_heads, 1, self.loud, generator=self._random("offset", layer))
+        angle = math.tau / self.period * t
+        return self.wander * (math.cos(angle) * ends[0] + math.sin(angle) * ends[1])
 
     def _asking(self, needle: Needle, layer: int) -> Tensor:
         """A query [D] that finds a needle: its score is `sharp`, that of content is 0."""
@@ -189,15 +184,34 @@ class Frames:
         query[self.loud :] = needle.key[layer] * self.sharp * math.sqrt(self.head_dim / self.loud)
         return query
 
-    def _tags(self, number: int, question: bool) -> dict[str, Tensor]:
-        token = torch.arange(self.m)
-        frame, inside = number * self.chunk + token // self.frame, token % self.frame
+    def _tags(self, start: int, frames: int) -> dict[str, Tensor]:
+        inside = torch.arange(self.frame).repeat(frames)
         columns = max(1, round(math.sqrt(self.frame)))
-        modality = torch.full((self.m,), PICTURE)
-        modality[: 0 if question else 1] = WORD
+        times = range(start, start + frames)
+        segment = [1 + (self.scene_at(t) if self.segment == "scene" else t // self.needle_every) for t in times]
+        words = torch.tensor(["word" in self._brought(t) for t in times]).repeat_interleave(self.frame)
         return {
-            "frame": frame,
-            "modality": modality,
-            "segment": (frame // self.scene if self.segment == "scene" else frame // self.chunk) + 1,
+            "frame": torch.tensor(times).repeat_interleave(self.frame),
+            "modality": torch.where(words & (inside == 0), WORD, PICTURE),
+            "segment": torch.tensor(segment).repeat_interleave(self.frame),
             "coordinates": torch.stack([inside // columns, inside % columns], 1),
         }
+
+
+@lru_cache(maxsize=1024)
+def _drawn(stream: Frames, layer: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [heads, frame, head_dim] of one frame; nobody writes into them."""
+    source = stream._random("frame", t * stream.layers + layer)
+    q = stream._content("keys", layer, t, stream.heads, source) * stream.focus
+    k = stream._content("keys", layer, t, stream.kv_heads, source) + stream._offset(layer, t)
+    v = stream._content("values", layer, t, stream.kv_heads, source)
+    q, k, v = (torch.nn.functional.pad(x, (0, stream.quiet)).to(stream.dtype) for x in (q, k, v))
+    for kind in stream._brought(t):
+        needle = stream.needle(kind, t)
+        k[:, needle.place], v[:, needle.place] = 0, 0
+        k[:, needle.place, stream.loud :] = needle.key[layer] * math.sqrt(stream.loud)
+        v[:, needle.place, stream.loud :] = needle.value[layer] * math.sqrt(stream.loud)
+    for count, frame in enumerate(stream.watched):
+        if frame < t:  # the last tokens of every frame look at what is watched
+            q[:, -1 - count] = stream._asking(stream.needle("watched", frame), layer)
+    return q, k, v
