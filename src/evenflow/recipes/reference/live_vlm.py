@@ -79,6 +79,7 @@ def run(
 ) -> tuple[list[list[Tensor]], list[list[list[int]]]]:  # fmt: skip
     """Outputs per layer and call; per layer the stream indices held after each committed call."""
     outputs, history = [], []
+    observe = min(observe, recent_frames * frame)  # what is recent is held, at places without gaps
     for calls in layers:
         k, v, asked = calls[0].k[:, :0], calls[0].v[:, :0], calls[0].q[:, :0]
         held: list[int] = []
