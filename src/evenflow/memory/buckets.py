@@ -36,7 +36,7 @@ class _Sums:
 
 def bucket_attention(
     query: Tensor, keys: Tensor, values: Tensor, query_codes: Tensor, key_codes: Tensor, *, scale: float,
-    block: int = 64, bias: Tensor | None = None,
+    block: int = 32, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Softmax attention of each query over the keys that have its code in any table; zeros where there is none.
 
@@ -44,7 +44,7 @@ def bucket_attention(
     [B, H_kv, n, tables], 0 or more, negative where there is nothing to attend; bias: one number a key, broadcastable to
     [B, H_q, 1, n]. Returns [B, H_q, m, D_v].
     """
-    batch, heads, m, dim = query.shape
+    batch, heads, m = query.shape[:3]
     kv_heads, n = keys.shape[1:3]
     wide = torch.promote_types(query.dtype, torch.float32)
     row = torch.arange(batch * heads, device=query.device)
@@ -126,4 +126,4 @@ def _cut(x: Tensor, block: int, fill: float) -> Tensor:
     short = -x.shape[1] % block
     if short:
         x = pad(x, (*[0, 0] * (x.ndim - 2), 0, short), value=fill)
-    return x.unflatten(1, (-1, block)).flatten(0, 1).clone()
+    return x.unflatten(1, (-1, block)).flatten(0, 1)
