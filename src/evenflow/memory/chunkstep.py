@@ -424,7 +424,7 @@ class ChunkStep:
 
     def _write(
         self, layer: int, plan: Plan, view: View, columns: Tensor, keys: Tensor | None, values: Tensor | None,
-        index: Tensor | int | None, weight: Tensor | None,
+        index: Tensor | int | None, weight: Tensor | None, tags: Mapping[str, Tensor] | None,
     ) -> None:  # fmt: skip
         slots, table = self._slots(layer), plan.table
         if columns.ndim > 1:
@@ -449,6 +449,9 @@ class ChunkStep:
             if weights is None:
                 weights = slots.keys.new_zeros(plan.table.index.shape)
             plan.table.weight = with_columns(weights, columns, weight.expand(shape))
+        for name in (tags or {}).keys() & plan.table.tags.keys():
+            tag = with_columns(plan.table.tags[name], columns, (tags or {})[name])
+            plan.table.tags = {**plan.table.tags, name: tag}
         if layer in self.views:
             self.views[layer].index, self.views[layer].weight = plan.table.index, plan.table.weight
 

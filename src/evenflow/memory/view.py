@@ -132,12 +132,13 @@ class View:
 
     def write(
         self, columns: Tensor, keys: Tensor | None = None, values: Tensor | None = None, *,
-        index: Tensor | int | None = None, weight: Tensor | None = None,
+        index: Tensor | int | None = None, weight: Tensor | None = None, tags: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Put something into the arena's columns, int64 [k] (all rows and heads) or [R, G, k].
 
         keys (un-rotated) and values [B, H_kv, k, D]; index: what they hold from now on (default FOLDED for memory
-        slots; others keep theirs); weight: float, broadcastable to [R, G, k].
+        slots; others keep theirs); weight: float, broadcastable to [R, G, k]; tags: [R, G, k, …], those of `self.tags`
+        that change.
         """
         assert self.writer is not None
-        self.writer(self, columns, keys, values, index, weight)
+        self.writer(self, columns, keys, values, index, weight, tags)
