@@ -80,4 +80,4 @@ class Network:
 
 def content(state: MemoryState) -> dict[str, Tensor]:
     """Keys and values of every layer as they are stored."""
-    return {name: tensor for name, tensor in state.state_dict().items() if name.startswith("layers.")}
+    return {name: tensor for name, tensor in state.state_dict().items() if name.endswith((".keys", ".values"))}

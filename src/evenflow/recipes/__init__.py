@@ -22,6 +22,7 @@ from . import (
     self_forcing,
     streaming_llm,
     streaming_vlm,
+    temp_cache,
     window,
     zero_sink,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "self_forcing",
     "streaming_llm",
     "streaming_vlm",
+    "temp_cache",
     "window",
     "zero_sink",
 ]

@@ -49,10 +49,15 @@ class Junctions(Fold):
         chunk = fresh.argsort(-1)[..., :size]
         source = torch.where(begins[:, None, None], chunk, block)
         beyond = begins[:, None, None] & (fresh.gather(-1, chunk) == FAR)  # a chunk shorter than a junction
-        keys, values = (
-            x.gather(2, source[..., None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (view.keys, view.values)
-        )
-        view.write(block, keys, values, index=torch.where(beyond, EMPTY, index.gather(-1, source)))
+
+        def copied_from(x: Tensor) -> Tensor:
+            x = x.expand(len(before), *x.shape[1:])
+            at = source.reshape(len(before), 1, size, *[1] * (x.ndim - 3))
+            return x.gather(2, at.expand(-1, x.shape[1], -1, *x.shape[3:]))
+
+        tags = {name: copied_from(tag[:, :1]) for name, tag in view.tags.items()}
+        index = torch.where(beyond, EMPTY, copied_from(index))
+        view.write(block, copied_from(view.keys), copied_from(view.values), index=index, tags=tags)
 
 
 @dataclass(frozen=True)

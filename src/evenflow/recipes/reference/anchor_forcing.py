@@ -18,10 +18,9 @@ def in_use(junctions: list[Numbered], end: int, window: int, sink: int) -> Numbe
     return left[-1] if left else []
 
 
-def regions(seen: tuple[Numbered, Numbered, Numbered], end: int, window: int, trained: int) -> Numbered:
-    """Sink, junction and local frames at their positions (section 2)."""
-    sink, junction, local = seen
-    origin, shift = trained - window - len(junction), max(end - trained, 0)
+def regions(sink: Numbered, junction: Numbered, local: Numbered, end: int, origin: int, trained: int) -> Numbered:
+    """Sink, junction and local frames at their positions (section 2), the junction from `origin` on."""
+    shift = max(end - trained, 0)
     placed = [(n, f) for n, (_, f) in enumerate(sink)] + [(origin + n, f) for n, (_, f) in enumerate(junction)]
     return placed + [(t - shift, f) for t, f in local]
 
@@ -45,7 +44,7 @@ def reference(
             times = list(range(start, end))
             if rope_enhance:
                 times = [min(trained - len(fresh), start) + n for n in range(len(fresh))]
-                seen = regions(parts, end, window, trained)
+                seen = regions(*parts, end, trained - window - junction, trained)
             else:
                 seen = [pair for part in parts for pair in part]
             out.append(attend(call, times, seen, rope, frame))
