@@ -36,7 +36,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
     kept = budget - fresh  # frames that are held when a chunk comes, where frames come and go together
     tokens = budget * frame
     return {
-        "anchor-forcing": {"window": kept, "sink": fresh, "junction": fresh, "frame": frame},
+        "anchor-forcing": {"window": budget - 4, "sink": 2, "junction": 2, "frame": frame},  # it keeps two junctions
         "dvgt2": {"window": budget, "frame": frame},
         "forcing-kv": {
             "static": ((), *((0,) for _ in range(1, stream.layers))), "sink": 1, "recent": kept - 3, "static_recent": 1,

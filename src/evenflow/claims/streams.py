@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class Frames:
     def needle(self, kind: Kind, frame: int) -> Needle:
         """The needle of a kind that a frame brings."""
         if kind not in self._brought(frame):
-            raise ValueError(f"frame {frame} has no {kind}; there is one in every {self.needle_every}th frame")
+            raise ValueError(f"frame {frame} has no {kind}; there is one every {self.needle_every} frames")
         source = self._random("needle", frame * len(KINDS) + KINDS.index(kind))
         key, value = (
             torch.nn.functional.normalize(torch.randn(self.layers, self.quiet, generator=source), dim=-1) for _ in "kv"
@@ -156,8 +157,8 @@ class Frames:
     # -- how it is made ------------------------------------------------------------------------------------------
 
     def _random(self, what: str, number: int) -> torch.Generator:
-        kinds = ("scene", "frame", "needle", "offset")
-        return torch.Generator().manual_seed((self.seed * len(kinds) + kinds.index(what)) * 2**32 + number)
+        # A generator takes no more than 32 bits.
+        return torch.Generator().manual_seed(crc32(f"{self.seed} {what} {number}".encode()))
 
     def _brought(self, frame: int) -> tuple[Kind, ...]:
         usual: tuple[Kind, ...] = ("detail", "word") if frame % self.needle_every == 0 else ()
