@@ -43,7 +43,13 @@ def grid(first: int, count: int) -> dict[str, Tensor]:
     return {"coordinates": torch.stack([torch.zeros_like(column), column], -1)}
 
 
+def prompts(first: int, count: int) -> dict[str, Tensor]:
+    """The same, and another prompt every 12 frames."""
+    return {**grid(first, count), "segment": torch.arange(first, first + count) // 24}
+
+
 CASES: dict[str, Case] = {
+    "anchor-forcing": video({"window": 6}, {"window": 50, "trained": 60}, tags=prompts),
     "dvgt2": Case({"window": 4, "frame": 2}, {"window": 40, "frame": 2}, step=2, rope=VIDEO, tags=grid),
     "full": Case({}, {}, any_cut=True, bounded=False),
     "infinite-vggt": Case(
