@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .sparse import check_bias
+
 SLAB = {"cpu": 2**18}  # scores computed at once: what a core's cache holds
 LARGE = 2**26  # on other devices
 NO_KEY, NO_QUERY = -1, -2  # codes of what is not there; they meet nothing
@@ -44,6 +46,7 @@ def bucket_attention(
     [B, H_kv, n, tables], 0 or more, negative where there is nothing to attend; bias: one number a key, broadcastable to
     [B, H_q, 1, n]. Returns [B, H_q, m, D_v].
     """
+    check_bias(bias)
     batch, heads, m = query.shape[:3]
     kv_heads, n = keys.shape[1:3]
     wide = torch.promote_types(query.dtype, torch.float32)

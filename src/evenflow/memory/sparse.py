@@ -86,16 +86,26 @@ def block_attention(
     return out.reshape(batch, heads, per_head * block, -1)[:, :, :m]
 
 
+def check_plain(softcap: float | None, null: Tensor | None, instead: str) -> None:
+    """Raises ValueError for a model whose softmax has what attention in blocks has not; `instead` says what to do."""
+    if softcap is not None or null is not None:
+        raise ValueError(f"attention in blocks has neither soft-capped scores nor null keys; {instead}")
+
+
+def check_bias(bias: Tensor | None) -> None:
+    """Raises ValueError for a bias that differs between queries, which blocks of queries cannot have."""
+    if bias is not None and bias.shape[2] != 1:
+        raise ValueError(f"bias is {tuple(bias.shape)}; blocks of queries attend alike, so give [B, 1 or H_q, 1, n]")
+
+
 def sparse_attention(
     query: Tensor, keys: Tensor, values: Tensor, *, ratio: float, block: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """Attention over the best share `ratio` of key blocks; shapes as in `block_attention`. All of it when ratio is 1.
 
-    A key whose bias is −∞ is not there: it counts in no mean, and a block of such keys is no block. Raises ValueError
-    for a bias that differs between queries, which blocks of queries cannot have.
+    A key whose bias is −∞ is not there: it counts in no mean, and a block of such keys is no block.
     """
-    if bias is not None and bias.shape[2] != 1:
-        raise ValueError(f"bias is {tuple(bias.shape)}; blocks of queries attend alike, so give [B, 1 or H_q, 1, n]")
+    check_bias(bias)
     real = None
     if bias is not None and bool(bias.isinf().any()):
         real = (bias[:, :, 0] > -torch.inf)[:, :: query.shape[1] // keys.shape[1] if bias.shape[1] > 1 else 1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..memory import Fold, Memory, Oldest, Place, Places, Recall, View
 from ..memory.arena import gathered
 from ..memory.layout import Geometry
-from ..memory.sparse import sparse_attention
+from ..memory.sparse import check_plain, sparse_attention
 from .registry import register
 
 
@@ -43,8 +43,7 @@ class BestBlocks(Recall):
     ) -> Tensor:
         if self.ratio == 1:
             return super().attend(view, query, keys, values, bias, scale)
-        if view.geometry.softcap is not None or view.null is not None:
-            raise ValueError("block-sparse attention has neither soft-capped scores nor null keys; take ratio=1")
+        check_plain(view.geometry.softcap, view.null, "take ratio=1")
         order = view.order().argsort(dim=-1, stable=True)
         order = order[0, 0] if order.shape[:2] == (1, 1) else order
         if bias is not None:
