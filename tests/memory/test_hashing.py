@@ -37,9 +37,14 @@ def test_the_distance_is_the_popcount_of_the_exclusive_or(m, n, bits, seed):
 def test_the_same_seed_gives_the_same_planes_in_any_dtype():
     exact = hyperplanes(8, 12, seed=3, like=drawn(1))
     for dtype in (torch.float32, torch.bfloat16):
-        assert torch.equal(hyperplanes(8, 12, seed=3, like=torch.empty(0, dtype=dtype)), exact.to(dtype))
-    assert hyperplanes(8, 12).dtype is torch.float32
+        assert torch.equal(hyperplanes(8, 12, seed=3, like=torch.empty(0, dtype=dtype)), exact.float())
+    assert torch.equal(hyperplanes(8, 12, seed=3), exact.float())
     assert not torch.equal(hyperplanes(8, 12, seed=4, like=exact), exact)
+
+
+def test_half_precision_is_hashed_in_full():
+    x, planes = drawn(50, 8).to(torch.bfloat16), hyperplanes(8, 12)
+    assert torch.equal(hash_bits(x, planes), hash_bits(x.float(), planes))
 
 
 def test_a_code_is_its_bits_and_tables_have_planes_of_their_own():

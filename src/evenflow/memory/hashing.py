@@ -14,19 +14,20 @@ MOST_BITS = 63  # that fit into a code
 
 
 def hyperplanes(dim: int, bits: int, *, seed: int = 0, tables: int | None = None, like: Tensor | None = None) -> Tensor:
-    """Random planes [dim, bits], or [tables, dim, bits], in dtype and on the device of `like` (default: float32, CPU).
+    """Random planes [dim, bits], or [tables, dim, bits], for vectors of the dtype and on the device of `like`.
 
-    Raises ValueError where a size makes no sense.
+    They are float64 for float64, else float32: half precision would put too much on the wrong side. Raises ValueError where a size makes no sense.
     """
     if dim < 1 or bits < 0 or (tables is not None and tables < 1):
         raise ValueError(f"cannot draw {tables or 1} table(s) of {bits} planes in {dim} dimensions")
     shape = (dim, bits) if tables is None else (tables, dim, bits)
     planes = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return planes.float() if like is None else planes.to(like.device, like.dtype)
+    return planes.float() if like is None else planes.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def hash_bits(x: Tensor, planes: Tensor) -> Tensor:
     """On which side of each plane `x` [..., dim] lies: bool [..., bits], or [..., tables, bits] for several tables."""
+    x = x.to(planes.dtype)
     if planes.ndim == 3:
         return torch.einsum("...d,tdb->...tb", x, planes) > 0
     return x @ planes > 0
