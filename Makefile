@@ -66,8 +66,9 @@ claims: $(READY) ## Measure what the papers promised, beside their figures
 coverage: $(READY) ## Run all tests and show the lines that none of them reaches
 	$(BIN)/python -m pytest -q --cov --cov-report=term
 
-docs: $(READY) ## Write docs/api.md from the docstrings
+docs: $(READY) ## Write docs/api.md from the docstrings, and docs/gallery.md from runs of all recipes
 	$(BIN)/python tools/make_api_docs.py
+	$(BIN)/python tools/make_gallery.py
 
 clean: ## Remove the virtual environment and all that was made
 	rm -rf $(VENV) build dist runs htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

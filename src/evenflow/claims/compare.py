@@ -43,9 +43,14 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
             "memory": 2, "segments": 8, "start": 1, "frame": frame,
         },
         "full": {},
+        "live-vlm": {
+            "prompt": frame, "cache_size": (kept - fresh - 1) * frame, "recent_frames": fresh, "clip_frames": fresh,
+            "observe": frame, "page": max(1, frame // 4), "frame": frame,
+        },
         "liveact": {"steps": 1, "frame": frame},
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
         "hybrid-forcing": {"sink": fresh, "window": budget - fresh, "block": frame, "projection": 1.0, "frame": frame},
+        "temp-cache": {"window": kept, "frame": frame},
         "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
         "knot-forcing": {"window": kept - 1, "frame": frame},
         "learned-sink": {"window": tokens},
@@ -140,6 +145,11 @@ def like(memory: Memory, stream: Frames) -> Memory:
     return Memory(evict=Never(), place=place, frame=frame, inside=memory.inside, name="full attention")
 
 
+def told(stream: Frames, name: str) -> Frames:
+    """The stream with the tags that a recipe understands."""
+    return replace(stream, segment="scene" if name in PROMPTED else "round")
+
+
 def steps(name: str) -> list[tuple[int, int]]:
     """First frame and number of frames of every step of a recipe, up to `OLD` frames."""
     first, then = CUTS.get(name, (CHUNK, CHUNK))
@@ -224,7 +234,7 @@ def compare(
     rows: list[Row] = []
     figures: dict[str, list[float]] = {}
     for name, memory in memories(names, stream).items():
-        got = measured(memory, replace(stream, segment="scene" if name in PROMPTED else "round"), truth)
+        got = measured(memory, told(stream, name), truth)
         for key, value in vars(got).items():
             figures[f"{name}|{key}"] = [float(x) for x in (value if isinstance(value, tuple) else (value,))]
         bounded = None if name == "full" else got.larger == 1 and got.slower <= 1.1

@@ -1,0 +1,71 @@
+"""The gallery shows what a real run holds, and no recipe is missing from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import evenflow as ef
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    spec = importlib.util.spec_from_file_location("make_gallery", ROOT / "tools" / "make_gallery.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_gallery"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["make_gallery"]
+
+
+def text(gallery, rows):
+    """A row of regions by frame, one letter each: the first token stands for its frame."""
+    letters = "·SMWFB"
+    return ["".join(letters[region] for region in row.regions[:: gallery.STREAM.frame]) for (row,) in rows]
+
+
+def test_the_regions_of_a_frame_sink_and_window(gallery):
+    assert text(gallery, gallery.run("longlive", 18)) == [
+        "FFF···············",
+        "SSSFFF············",
+        "SSSWWWFFF·········",
+        "SSSWWWWWWFFF······",
+        "SSS···WWWWWWFFF···",
+        "SSS······WWWWWWFFF",
+    ]
+
+
+def test_heads_that_differ_have_rows_of_their_own(gallery):
+    rows = gallery.run("infinite-vggt", 18)
+    assert [len(step) for step in rows] == [1, 1, 1, 2, 2, 2]
+    one, other = rows[-1]
+    assert one.regions != other.regions and gallery.MEMORY in one.regions and not one.folded
+
+
+def test_folded_slots_stand_beside_the_stream(gallery):
+    memory = ef.recipe("self-forcing", sink=1, window=3, frame=2)
+    row = gallery.row([-1, 1, -1, -1, 4, 7, 8, 9], memory, now=10, m=2, length=10)
+    nothing, sink, kept, window, fresh = range(5)
+    assert row.folded == [sink, kept, kept]
+    assert row.regions == [nothing, sink, nothing, nothing, kept, nothing, nothing, window, fresh, fresh]
+
+
+def test_the_page_and_its_pictures(gallery, tmp_path):
+    for folder in ("one", "two"):
+        gallery.main([str(tmp_path / folder), "forcing-kv"])
+    page, picture = tmp_path / "one" / "gallery.md", tmp_path / "one" / "gallery" / "forcing-kv.png"
+    assert "(gallery/forcing-kv.png)" in page.read_text() and "[ sink 1 frame |" in page.read_text()
+    assert picture.read_bytes() == (tmp_path / "two" / "gallery" / "forcing-kv.png").read_bytes()
+
+
+def test_every_recipe_is_in_the_gallery():
+    names = [info.name for info in ef.recipes()]
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    shown = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert shown == names, "docs/gallery.md is out of date; run `make docs`"
+    assert sorted(path.stem for path in (ROOT / "docs" / "gallery").iterdir()) == names
