@@ -19,6 +19,7 @@ from .chunks import ArenaState
 from .chunkstep import ChunkStep
 from .evict import Never
 from .layout import Memory
+from .place import Contiguous
 from .view import View
 
 
@@ -39,10 +40,12 @@ class Question(ArenaState):
     def __init__(self, source: ArenaState) -> None:
         self.source = source.snapshot()
         memory = Memory(
-            window=None, evict=Growing(), frame=1, inside="causal", rows=source.memory.rows, name="question"
-        )
+            window=None, evict=Growing(), place=source.memory.recall.answer_place or Contiguous(), frame=1,
+            inside="causal", rows=source.memory.rows, name="question",
+        )  # fmt: skip
         super().__init__(replace(memory, params={"of": source.memory.spec}), source.geometry)
         self._rows = list(source._rows)
+        self.tables = [table.widened(self.batch, 1) for table in self.tables]  # rows select different tokens
         self.asked = False
 
     def retrieve(self, m: int, tags: Mapping[str, Tensor] | None = None) -> ChunkStep:

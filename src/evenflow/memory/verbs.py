@@ -133,7 +133,12 @@ class Fold(Answer):
 
 
 class Recall(Answer):
-    """What may a query see?"""
+    """What may a query see?
+
+    answer_place: which positions a question's answer gives to what was retrieved; None: contiguous ones.
+    """
+
+    answer_place: Place | None = None
 
     def among(self, view: View) -> Tensor | None:
         """Bool [R, G, n]: which held and fresh tokens this step may attend at all, told by what is known of them."""
