@@ -34,30 +34,25 @@ class Junctions(Fold):
         if view.recache:
             return
         before, copied = view.mine["segment"], view.mine["copied"]
-        tag = view.fresh_tags.get("segment")
-        segment = torch.zeros_like(before) if tag is None else tag[:, 0].to(before).expand_as(before)
+        tag = view.fresh_tags.get("segment", torch.zeros_like(view.stream))
+        segment = tag[:, 0].to(before).expand_as(before)
         begins = (segment != before) & (view.consumed > 0)
         view.mine |= {"segment": segment, "copied": copied + begins}
         if not bool(begins.any()):
             return
         # The older of two blocks is overwritten; in rows where no segment begins, with what it holds.
-        size = view.slots // 2
-        index = view.index[:, :1].expand(len(before), -1, -1)
-        block = view.sink + (copied % 2)[:, None, None] * size + torch.arange(size, device=index.device)
-        memory = (view.column >= view.sink) & (view.column < view.sink + view.slots)
-        fresh = torch.where(view.fresh[:, :1] & ~memory, index, FAR)
-        chunk = fresh.argsort(-1)[..., :size]
-        source = torch.where(begins[:, None, None], chunk, block)
-        beyond = begins[:, None, None] & (fresh.gather(-1, chunk) == FAR)  # a chunk shorter than a junction
+        rows, size, begins = len(before), view.slots // 2, begins[:, None, None]
+        block = view.sink + (copied % 2)[:, None, None] * size + torch.arange(size, device=copied.device)
+        fresh = torch.where(view.fresh, view.index, FAR)[:, :1].expand(rows, -1, -1)
+        source = torch.where(begins, fresh.argsort(-1)[..., :size], block)
 
-        def copied_from(x: Tensor) -> Tensor:
-            x = x.expand(len(before), *x.shape[1:])
-            at = source.reshape(len(before), 1, size, *[1] * (x.ndim - 3))
-            return x.gather(2, at.expand(-1, x.shape[1], -1, *x.shape[3:]))
+        def there(x: Tensor) -> Tensor:
+            at = source.reshape(rows, 1, size, *[1] * (x.ndim - 3)).expand(rows, x.shape[1], -1, *x.shape[3:])
+            return x.expand(rows, *x.shape[1:]).gather(2, at)
 
-        tags = {name: copied_from(tag[:, :1]) for name, tag in view.tags.items()}
-        index = torch.where(beyond, EMPTY, copied_from(index))
-        view.write(block, copied_from(view.keys), copied_from(view.values), index=index, tags=tags)
+        beyond = begins & (there(fresh) == FAR)  # a chunk shorter than a junction
+        index, tags = there(view.index[:, :1]), {name: there(tag[:, :1]) for name, tag in view.tags.items()}
+        view.write(block, there(view.keys), there(view.values), index=torch.where(beyond, EMPTY, index), tags=tags)
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,7 @@ class NewestThatLeft(Recall):
     """Sinks, window, and of the junctions the newest whose chunk has left the window."""
 
     def among(self, view: View) -> Tensor | None:
-        assert view.window is not None
-        first = (view.consumed + view.m - view.window)[:, None, None]
+        first = (view.consumed + view.m - (view.window or 0))[:, None, None]
         last = view.index[..., view.sink : view.sink + view.slots].unflatten(-1, (2, -1)).amax(-1)
         last = torch.where(last < first, last, EMPTY)
         used = (last == last.amax(-1, keepdim=True)) & (last >= 0)
@@ -123,13 +117,8 @@ def anchor_forcing(
             f"and {sink} sinks must fit into the trained frames, or pass rope_enhance=False"
         )
     return Memory(
-        sink=sink,
-        window=window - sink,
-        evict=Oldest(with_fresh=True),
+        sink=sink, window=window - sink, evict=Oldest(with_fresh=True), frame=frame, chunk=chunk, inside="both",
         fold=Junctions(junction) if junction else Dropped(),
         recall=NewestThatLeft() if junction else AllHeld(),
         place=Regions(trained, trained - window - junction) if rope_enhance else Absolute(),
-        frame=frame,
-        chunk=chunk,
-        inside="both",
-    )
+    )  # fmt: skip
