@@ -234,6 +234,28 @@ def test_a_switch_in_one_row_of_a_batch_is_not_one_in_the_other():
                 assert max(float((out[row] - theirs[row][layer][t]).abs().max()) for row in range(2)) < 1e-10
 
 
+def test_a_row_that_brings_nothing_keeps_its_junctions():
+    """One row waits while the other one begins a prompt; then it goes on where it was."""
+    memory = ef.recipe("anchor-forcing", frame=FRAME)
+    both = memory.build(layers=2, heads=4, kv_heads=2, head_dim=12, rope=ROPE, dtype=torch.float64, batch=2)
+    script = switching(20, (12, 36), recache=False, tentative=0)
+    theirs = anchor_forcing.reference(script, ROPE, frame=FRAME)
+    at = [0, 0]
+    for t in range(30):
+        goes = [at[0] < 20, at[1] < 20 and t % 3 != 1]
+        rows = [min(n, 19) for n in at]
+        pair = {name: torch.stack([script[0][n].tags[name] for n in rows]) for name in script[0][0].tags}
+        mask = torch.tensor(goes)[:, None].expand(2, CHUNK * FRAME)
+        with both.step(CHUNK * FRAME, tags=pair, mask=mask):
+            for layer in range(2):
+                q, k, v = (torch.stack([getattr(script[layer][n], x) for n in rows]) for x in "qkv")
+                out = both.attend(layer, q, k, v)
+                for row, real in enumerate(goes):
+                    assert not real or (out[row] - theirs[layer][at[row]]).abs().max() < 1e-10
+        at = [n + real for n, real in zip(at, goes, strict=True)]
+    assert at == [20, 20]
+
+
 def test_a_fork_and_a_saved_state_go_on_the_same():
     state = build()
     play(state, switching(20, (12, 40)))

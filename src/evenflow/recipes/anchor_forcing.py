@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..memory import EMPTY, Absolute, AllHeld, Dropped, Fold, Memory, Oldest, Place, Places, Recall, View
-from ..memory.layout import Geometry
+from ..memory import EMPTY, Absolute, AllHeld, Dropped, Fold, Geometry, Memory, Oldest, Place, Places, Recall, View
 from .registry import register
 
 FAR = torch.iinfo(torch.int64).max
@@ -27,24 +26,26 @@ class Junctions(Fold):
         return 2 * self.frames * frame
 
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
-        zero = torch.zeros(geometry.batch, dtype=torch.int64, device=geometry.device)
-        return {"segment": zero, "copied": zero}
+        return {name: torch.zeros(geometry.batch, dtype=torch.int64) for name in ("segment", "copied")}
 
     def arrive(self, view: View) -> None:
-        if view.recache:
+        tag = view.tags.get("segment")
+        if view.recache or tag is None:
             return
         before, copied = view.mine["segment"], view.mine["copied"]
-        tag = view.fresh_tags.get("segment", torch.zeros_like(view.stream))
-        segment = tag[:, 0].to(before).expand_as(before)
-        begins = (segment != before) & (view.consumed > 0)
-        view.mine |= {"segment": segment, "copied": copied + begins}
+        rows, size = len(before), view.slots // 2
+        fresh = torch.where(view.fresh, view.index, FAR)[:, :1].expand(rows, -1, -1)
+        order = fresh.argsort(-1)
+        now = tag[:, :1].expand(rows, -1, -1).gather(-1, order)[:, 0, 0].to(before)
+        now = torch.where(fresh.amin((1, 2)) < FAR, now, before)  # a row that brings nothing stays in its segment
+        begins = (now != before) & (view.consumed > 0)
+        view.mine |= {"segment": now, "copied": copied + begins}
         if not bool(begins.any()):
             return
         # The older of two blocks is overwritten; in rows where no segment begins, with what it holds.
-        rows, size, begins = len(before), view.slots // 2, begins[:, None, None]
+        begins = begins[:, None, None]
         block = view.sink + (copied % 2)[:, None, None] * size + torch.arange(size, device=copied.device)
-        fresh = torch.where(view.fresh, view.index, FAR)[:, :1].expand(rows, -1, -1)
-        source = torch.where(begins, fresh.argsort(-1)[..., :size], block)
+        source = torch.where(begins, order[..., :size], block)
 
         def there(x: Tensor) -> Tensor:
             at = source.reshape(rows, 1, size, *[1] * (x.ndim - 3)).expand(rows, x.shape[1], -1, *x.shape[3:])
