@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 import evenflow as ef
 from evenflow.recipes.reference import anchor_forcing, longlive, rotated, self_forcing
@@ -86,6 +88,29 @@ def test_chunks_of_other_lengths_equal_the_reference(frames):
     calls = switching(30, (7, 12, 24, 28), frames=frames, recache=False)
     theirs = anchor_forcing.reference(calls, ROPE, frame=FRAME)
     assert worst(play(build(), calls), theirs) < 1e-10
+
+
+@settings(max_examples=60)
+@given(
+    some.lists(some.tuples(some.sampled_from(["chunk", "noise", "switch", "anew"]), some.integers(1, 4)), max_size=14),
+    some.sampled_from([(12, 3, 3), (5, 1, 2), (4, 0, 1), (6, 2, 3)]),
+    some.booleans(),
+)
+def test_any_order_of_chunks_and_switches_equals_the_reference(events, sizes, rope_enhance):
+    window, sink, junction = sizes
+    parts, segment, done = [chunks(1, frames=1)], 0, 1
+    for n, (what, frames) in enumerate(events):
+        frames = min(frames, window - sink)
+        if what == "anew":
+            parts.append(again(min(window, done), segment, seed=n))
+            continue
+        segment += what == "switch"
+        parts.append(chunks(1, segment, frames=frames, tentative=int(what == "noise"), seed=n))
+        done += frames
+    calls = joined(*parts)
+    params = {"window": window, "sink": sink, "junction": junction, "rope_enhance": rope_enhance}
+    theirs = anchor_forcing.reference(calls, ROPE, frame=FRAME, **params)
+    assert worst(play(build(**params), calls), theirs) < 1e-10
 
 
 def test_point_1_without_a_junction_it_starts_as_the_base():

@@ -1,9 +1,12 @@
 """What must hold for LongLive (arXiv 2509.22622): frame sinks, a short window, the window anew at a prompt switch."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 import evenflow as ef
 from evenflow.recipes.reference import longlive, self_forcing
@@ -64,6 +67,40 @@ def test_any_calls_with_switches_equal_the_reference(before, global_sink, infini
     params = {"global_sink": global_sink, "infinity": infinity}
     theirs = longlive.reference(calls, ROPE, frame=FRAME, **params)
     assert worst(play(build(**params), calls), theirs) < 1e-10
+
+
+EVENTS = some.lists(
+    some.tuples(some.integers(1, 12), some.sampled_from(["chunk", "noise", "anew", "anew, other sinks"])),
+    min_size=1,
+    max_size=7,
+)
+
+
+@BOTH
+@settings(max_examples=60)
+@given(EVENTS, some.integers(0, 3), some.integers(4, 8))
+def test_any_order_of_chunks_and_switches_equals_the_reference(infinity, events, sink, window):
+    """Also a recache of less than the window, or of some of the sinks, which then are computed anew.
+
+    What numbers in the buffer are then is not said, so there the window is computed anew as a whole.
+    """
+    parts, done, first = [], 0, 0
+    for n, (frames, what) in enumerate(events):
+        if what.startswith("anew"):
+            frames, keep_sink = min(window if infinity else frames, done, window), False if "other" in what else None
+            start = done - frames
+            if not frames or (infinity and keep_sink is None and first < start < first + sink):
+                continue
+            first = start if keep_sink is False else min(first, start)
+            parts.append(again(frames, seed=n, keep_sink=keep_sink))
+        else:
+            frames = min(frames, window - sink)
+            made = chunks(1, frames=frames, seed=n)
+            parts.append([[replace(c, commit=what == "chunk") for c in layer] for layer in made])
+            done += frames if what == "chunk" else 0
+    calls = joined(*parts) if parts else chunks(1)
+    params = {"sink": sink, "window": window, "infinity": infinity}
+    assert worst(play(build(**params), calls), longlive.reference(calls, ROPE, frame=FRAME, **params)) < 1e-10
 
 
 @BOTH
