@@ -56,6 +56,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "learned-sink": {"window": tokens},
         "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
+        "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
         "self-forcing": {"window": budget, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},
         "streaming-vlm": {

@@ -437,11 +437,12 @@ class ChunkStep:
         memory = (columns >= view.sink) & (columns < view.sink + view.slots)
         shape = (*table.index.shape[:2], count)
         old = gathered(table.index, columns).expand(shape)
+        told = index is not None
         if index is None:
             index = torch.where(memory, FOLDED, old)
         new = torch.as_tensor(index, device=old.device).expand(shape)
         plan.table.index = with_columns(plan.table.index, columns, new)
-        if keys is not None and bool(((old == new) & ~memory & (new >= 0)).any()):
+        if keys is not None and not told and bool((~memory & (new >= 0)).any()):
             merged = table.merged if table.merged is not None else torch.zeros_like(plan.table.index, dtype=torch.bool)
             plan.table.merged = with_columns(merged, columns, torch.ones(shape, dtype=torch.bool, device=old.device))
         if weight is not None:
