@@ -60,6 +60,7 @@ CASES: dict[str, Case] = {
     "motionstream": video({}, {"window": 20}),
     "recompute": Case({"window": 13}, {"window": 500}, any_cut=True),
     "reward-forcing": video({"alpha": 0.9}, {"window": 50}, tags=grid),
+    "rolling-forcing": video({"budget": 9}, {"budget": 60}, tags=grid),
     "self-forcing": video({"window": 12}, {"window": None}, tags=grid),
     "streaming-llm": Case({"sink": 4, "window": 13}, {"sink": 4, "window": 500}, any_cut=True),
     "window": Case({"window": 13}, {"window": 500}, any_cut=True),

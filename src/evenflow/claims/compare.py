@@ -57,6 +57,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
         "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
+        "rolling-forcing": {"anchor": fresh, "budget": budget, "frame": frame},
         "self-forcing": {"window": budget, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},
         "streaming-vlm": {
