@@ -50,6 +50,9 @@ def prompts(first: int, count: int) -> dict[str, Tensor]:
 
 CASES: dict[str, Case] = {
     "anchor-forcing": video({"window": 6}, {"window": 50, "trained": 60}, tags=prompts),
+    "deep-forcing": video(
+        {"window": 12, "capacity": 9, "sink": 3, "recent": 4}, {"window": 50, "capacity": 40}, tags=grid
+    ),
     "dvgt2": Case({"window": 4, "frame": 2}, {"window": 40, "frame": 2}, step=2, rope=VIDEO, tags=grid),
     "full": Case({}, {}, any_cut=True, bounded=False),
     "infinite-vggt": Case(

@@ -37,6 +37,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
     tokens = budget * frame
     return {
         "anchor-forcing": {"window": budget - 4, "sink": 2, "junction": 2, "frame": frame},  # it keeps two junctions
+        "deep-forcing": {"window": budget, "capacity": kept, "sink": 4, "recent": fresh + 1, "frame": frame},
         "dvgt2": {"window": budget, "frame": frame},
         "forcing-kv": {
             "static": ((), *((0,) for _ in range(1, stream.layers))), "sink": 1, "recent": kept - 3, "static_recent": 1,

@@ -125,6 +125,9 @@ class ChunkStep:
                     view = self._after(layer)
                     view.mine = self._mine(layer, "fold")
                     state.memory.fold.arrive(view)
+                    if state.table(layer) == layer:
+                        view.mine = self._mine(layer, "evict")
+                        state.memory.evict.arrive(view)
         except BaseException:
             self._undo(failed=True)
             raise
@@ -534,7 +537,7 @@ class ChunkStep:
         if fresh:
             return rotary.rotate(x, *self._query_turn(rotary, positions, True))
         positions = positions if positions.ndim > 2 else positions[:, None]
-        return rotary.rotate(x, *rotary.at(self._axes(rotary, positions, table.tags, True, None)))
+        return rotary.rotate(x, *rotary.at(self._axes(rotary, positions, table.tags, positions.ndim < 4, None)))
 
     def _bias(
         self, layer: int, index: Tensor, everything: bool, places: Places, weight: Tensor | None,

@@ -70,6 +70,9 @@ class Evict(Answer):
         """
         return None
 
+    def arrive(self, view: View) -> None:
+        """At the end of a committed step, once a table: what is to be remembered of it goes into `view.mine`."""
+
     def reach(self, view: View) -> int | None:
         """In causal steps: how many tokens back in the window a query sees (sinks and memory always); None: any."""
         return None

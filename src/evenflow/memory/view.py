@@ -126,7 +126,10 @@ class View:
         return self._content[1]
 
     def turned(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, H, n, D] rotated to positions int64 [R, n] or [R, G, n] on the time axis (other axes: from the tags)."""
+        """x [B, H, n, D] rotated to positions int64 [R, n] or [R, G, n] on the time axis, the others taken from the tags.
+
+        For tokens that are not the view's columns, with a rope of several axes: [R, G, n, axes].
+        """
         assert self.turn is not None
         return self.turn(x, positions, x is self.query)
 

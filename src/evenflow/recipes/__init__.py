@@ -9,6 +9,7 @@ from types import ModuleType
 
 from . import (
     anchor_forcing,
+    deep_forcing,
     dvgt2,
     forcing_kv,
     full,
@@ -34,6 +35,7 @@ from .registry import RecipeInfo, parse, recipe, recipes, register
 __all__ = [
     "RecipeInfo",
     "anchor_forcing",
+    "deep_forcing",
     "dvgt2",
     "forcing_kv",
     "full",
