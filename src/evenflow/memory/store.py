@@ -62,7 +62,9 @@ class Reading:
     def fetch(self, layer: int, ids: Sequence[int] | Tensor) -> Fetched:
         """Bring blocks to the device. What is lost, dropped or unknown is named in `missing`; the others come."""
         asked = [int(id) for id in ids]
-        got, missing = self.store._bring(self._find(layer, asked))
+        blocks = self._find(layer, asked)
+        self.store._await(blocks)
+        got, missing = self.store._bring(blocks)
         for id in asked:
             if id not in got and id not in missing:
                 missing[id] = self.store.lost.get(id, f"layer {layer} has no such block here; see index({layer}).ids")
@@ -385,14 +387,10 @@ class Store(Reading):
 
     # To the device
 
-    def _bring(self, blocks: Iterable[Block]) -> tuple[dict[int, tuple[Block, Pair]], dict[int, str]]:
+    def _bring(self, blocks: Sequence[Block]) -> tuple[dict[int, tuple[Block, Pair]], dict[int, str]]:
         """Keys and values on the device, by id, and why some are missing."""
         got: dict[int, tuple[Block, Pair]] = {}
         far: list[tuple[Block, Span]] = []
-        for block in (blocks := list(blocks)):
-            coming = self._coming.get(block.id)
-            if coming is not None and coming.running() and threading.current_thread().name != f"store-{id(self)}_0":
-                coming.result()
         with self._lock:
             for block in blocks:
                 if block.id in self._near:
@@ -440,6 +438,14 @@ class Store(Reading):
             for block in blocks:
                 self._coming[block.id] = future
         return future
+
+    def _await(self, blocks: Sequence[Block]) -> None:
+        """What the thread is reading right now is not read twice."""
+        with self._lock:
+            coming = {self._coming[block.id] for block in blocks if block.id in self._coming}
+        for future in coming:
+            if future.running():
+                future.result()
 
     def _prefetch(self, blocks: list[Block]) -> None:
         try:
