@@ -118,7 +118,8 @@ class Reading:
         """The same for a question, which leaves the memory as it was, and brings things back where it can do that."""
         state = self.state
         if not isinstance(state, ArenaState) or type(state.memory.recall).retrieve is Recall.retrieve:
-            return self.step(step, commit=False)
+            # Passes of one chunk share the decision of the first, but a question is no pass of another question's chunk.
+            return Reading(state.fork()).step(step, commit=False)
         question = state.question()
         with question.retrieve(step.m, step.tags):
             return [question.attend(layer, *tensors) for layer, tensors in enumerate(step.layers)]
