@@ -46,7 +46,9 @@ def same(store: Store, number: int, reader: object = None, dtype: torch.dtype = 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("blocks_in_ram", [0, 3, 100])
-def test_blocks_come_back_bit_by_bit_from_ram_and_from_disk(tmp_path: Path, dtype: torch.dtype, blocks_in_ram: int) -> None:
+def test_blocks_come_back_bit_by_bit_from_ram_and_from_disk(
+    tmp_path: Path, dtype: torch.dtype, blocks_in_ram: int
+) -> None:
     store = Store(2, ram_bytes=blocks_in_ram * SIZE, disk=tmp_path)
     for number in range(12):
         assert put(store, number, dtype) == number
@@ -247,7 +249,9 @@ def test_a_kill_in_the_middle_of_spilling_loses_nothing_confirmed(tmp_path: Path
     there = {int(id) for layer in range(2) for id in store.index(layer).ids}
     assert confirmed <= there and not store.lost
     assert all(same(store, number) for number in there)
-    assert torch.equal(store.index(0).tensors["mean"], torch.stack([pair(n)[0].mean(1) for n in sorted(there) if n % 2 == 0]))
+    assert torch.equal(
+        store.index(0).tensors["mean"], torch.stack([pair(n)[0].mean(1) for n in sorted(there) if n % 2 == 0])
+    )
     number = max(there) + 1
     assert store.put(number % 2, *pair(number), first=0, index={"mean": pair(number)[0].mean(1)}) == number
     store.flush()
@@ -421,7 +425,7 @@ def test_a_broken_write_leaves_no_torn_record_behind(tmp_path: Path, monkeypatch
 
 
 def test_dropped_blocks_stay_dropped_and_empty_files_go(tmp_path: Path) -> None:
-    store = Store(1, ram_bytes=0, disk=tmp_path, disk_bytes=64_000)
+    store = Store(1, ram_bytes=0, disk=tmp_path, disk_bytes=40_000)
     for number in range(20):
         put(store, number)
     files = len(list(store.path.glob("*.blocks")))

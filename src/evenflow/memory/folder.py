@@ -185,7 +185,7 @@ class Folder:
                 file = Appended(name.with_suffix(".blocks"), write=True)
             except OSError:
                 continue  # every block in it is found missing below
-            file.cut(min(file.size, max([meta["offset"] + meta["length"] for _, meta in more], default=0)))
+            notes += _cut(file, max([meta["offset"] + meta["length"] for _, meta in more], default=0), 0)
             folder.segments.append(Segment(file, journal))
         files: dict[Path, Appended | OSError] = {s.file.path.resolve(): s.file for s in folder.segments}
         found = Found([], {}, {}, notes)
@@ -220,11 +220,12 @@ def located(path: Path, offset: int, length: int, files: dict[Path, Appended | O
     return Span(file, offset, length)
 
 
-def _cut(journal: Appended, end: int, damaged: int) -> list[str]:
-    notes = [f"{journal.path}: {damaged} damaged records were passed over"] if damaged else []
-    if end < journal.size:
+def _cut(file: Appended, end: int, damaged: int) -> list[str]:
+    """Take off what is behind `end`; what to say of it."""
+    notes = [f"{file.path}: {damaged} damaged records were passed over"] if damaged else []
+    if end < file.size:
         notes.append(
-            f"{journal.path}: {journal.size - end:,} bytes behind the last whole record were never confirmed; cut off"
+            f"{file.path}: {file.size - end:,} bytes behind the last whole record were never confirmed; cut off"
         )
-        journal.cut(end)
+        file.cut(end)
     return notes

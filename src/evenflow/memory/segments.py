@@ -108,6 +108,10 @@ class Appended:
         except OSError as error:
             raise StoreError(f"{self.path} is written by another store; close that one, or fork it") from error
 
+    def unlock(self) -> None:
+        """Let others write."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def delete(self) -> None:
         """Take its name away."""
         self.path.unlink(missing_ok=True)

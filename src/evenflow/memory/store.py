@@ -48,7 +48,9 @@ class Levels:
 class Reading:
     """What a store and its snapshots share: they read the first `n` blocks of a shelf."""
 
-    store: Store
+    @property
+    def store(self) -> Store:
+        raise NotImplementedError
 
     def _shelf(self, layer: int) -> tuple[Shelf, int]:
         raise NotImplementedError
@@ -97,9 +99,14 @@ class Snapshot(Reading):
     """
 
     def __init__(self, store: Store) -> None:
-        self.store = store
+        self._store = store
         with store._lock:
             self._seen = [(shelf, len(shelf.blocks)) for shelf in store._shelves]
+
+    @property
+    def store(self) -> Store:
+        """The store it was taken of."""
+        return self._store
 
     def _shelf(self, layer: int) -> tuple[Shelf, int]:
         return self._seen[layer]
@@ -151,7 +158,6 @@ class Store(Reading):
         self.ram_bytes, self.disk_bytes, self.device_bytes = ram_bytes, disk_bytes, device_bytes
         self.disk = None if disk is None else Path(disk)
         self.lost: dict[int, str] = {}
-        self.store = self
         self._lock = threading.RLock()  # what is where; never held while a file is read or written
         self._writing = threading.RLock()
         self._shelves = [Shelf() for _ in range(layers)]
@@ -165,6 +171,7 @@ class Store(Reading):
         self._told: set[str] = set()
         self._untold: list[str] = []
         self._folder: Folder | None = None
+        self._closed = False
         if self.disk is not None:
             try:
                 self._folder = Folder.new(self.disk, layers, disk_bytes)
@@ -193,6 +200,8 @@ class Store(Reading):
         if any(name.startswith(".") for name in index):
             raise ValueError(f"the index has names {list(index)}; names do not begin with a dot")
         with self._writing:
+            if self._closed:
+                raise StoreError(f"the store is closed; open it again with Store.recover({str(self.path)!r}, …)")
             self._shelves[layer].fits(index)
             nbytes = keys.nbytes + values.nbytes
             fits = nbytes <= self.ram_bytes
@@ -236,9 +245,12 @@ class Store(Reading):
             raise StoreError(f"{len(why)} of {len(waiting)} blocks are not on disk: {next(iter(why.values()))}")
 
     def close(self) -> None:
-        """Stop the thread. Files stay; what is in RAM only is not in them unless `flush` was called."""
-        with self._lock:
+        """End writing and prefetching. Files stay; what is in RAM only is not in them unless `flush` was called."""
+        with self._writing, self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
+            if self._folder is not None:
+                self._folder.base.unlock()
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 
@@ -249,6 +261,11 @@ class Store(Reading):
         self.close()
 
     # What is where
+
+    @property
+    def store(self) -> Store:
+        """Itself."""
+        return self
 
     @property
     def path(self) -> Path | None:
@@ -334,8 +351,9 @@ class Store(Reading):
                 spans = self._folder.write(group, self._of)
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if full and self._folder.segments:
-                    self._give_up(self._folder.segments[0], f"{error.strerror}: the oldest were given up")
+                oldest = next((segment for segment in self._folder.segments if segment.blocks), None)
+                if full and oldest is not None:
+                    self._give_up(oldest, f"{error.strerror}: the oldest were given up")
                     continue
                 return {block.id: f"cannot be written to {self._folder.path}: {error.strerror}" for block in group}
             with self._lock:
