@@ -65,6 +65,9 @@ CASES: dict[str, Case] = {
     "reward-forcing": video({"alpha": 0.9}, {"window": 50}, tags=grid),
     "rolling-forcing": video({"budget": 9}, {"budget": 60}, tags=grid),
     "self-forcing": video({"window": 12}, {"window": None}, tags=grid),
+    "streamdiffusion-v2": Case(
+        {"frame": 2, "steps": 1}, {"frame": 2, "steps": 1, "num_kv_cache": 40, "t_reset": 60}, step=2, rope=VIDEO, tags=grid
+    ),
     "streaming-llm": Case({"sink": 4, "window": 13}, {"sink": 4, "window": 500}, any_cut=True),
     "window": Case({"window": 13}, {"window": 500}, any_cut=True),
     "zero-sink": Case({"sink": 1, "window": 13}, None, any_cut=True, why="its softmax has one more term"),

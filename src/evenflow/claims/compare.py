@@ -60,6 +60,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
         "rolling-forcing": {"anchor": fresh, "budget": budget, "frame": frame},
         "self-forcing": {"window": budget, "frame": frame},
+        "streamdiffusion-v2": {"num_kv_cache": budget, "sink": fresh, "steps": 1, "t_reset": None, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},
         "streaming-vlm": {
             "window": kept // fresh, "text_round": kept // fresh,
