@@ -59,6 +59,10 @@ CASES: dict[str, Case] = {
         {"total_budget": 24, "frame": 2}, {"total_budget": 1000, "frame": 2}, step=2, rope=None, tags=grid
     ),
     "learned-sink": Case({"window": 13}, None, any_cut=True, why="its softmax has one more term"),
+    "liveact": Case(
+        {"steps": 1, "sink": 1, "memory": 1, "short": 2, "frame": 1}, None, step=4, rope=VIDEO, tags=grid,
+        why="the past is convolved however long the stream",
+    ),
     "longlive": video({"window": 12}, {"window": 50}, tags=grid),
     "motionstream": video({}, {"window": 20}),
     "recompute": Case({"window": 13}, {"window": 500}, any_cut=True),

@@ -49,7 +49,8 @@ def reference(
         for call in calls:
             old = caches.get(call.row, Cache())
             new = Cache(list(old.slots), old.pointer or sink, old.count)
-            fresh, into = frames_of(call, frame), []
+            fresh = frames_of(call, frame)
+            into: list[int] = []
             for latent in fresh:
 
                 def seen(number: int, f: Frame) -> tuple[Tensor, Tensor]:
