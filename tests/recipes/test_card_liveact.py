@@ -1,5 +1,7 @@
 """LiveAct's card: what must hold."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,8 +26,10 @@ def build(**params):
 
 def blocks(sizes=BLOCKS, steps=3, seed=0, **shape):
     """Every block at every denoising step: the copy of that step, kept each time."""
-    script = random_calls([size for size in sizes for _ in range(steps)], seed=seed, **shape)
-    return [[Call(c.q, c.k, c.v, row=n % steps) for n, c in enumerate(layer)] for layer in script]
+    each = [size for size in sizes for _ in range(steps)]
+    tags = [{"coordinates": torch.tensor([[0, 0], [0, 1]]).repeat(size // FRAME, 1)} for size in each]
+    script = random_calls(each, seed=seed, tags=tags, **shape)
+    return [[replace(c, row=n % steps) for n, c in enumerate(layer)] for layer in script]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -48,9 +52,7 @@ def test_point_1_the_cache_has_one_shape_from_block_1_on_and_every_call_is_a_ste
 
 def test_point_2_a_step_reads_only_what_blocks_were_at_that_step():
     script = blocks()
-    changed = [
-        [Call(c.q, c.k + (c.row == 1), c.v, row=c.row) for c in layer] for layer in script
-    ]  # another cache of step 1
+    changed = [[replace(c, k=c.k + (c.row == 1)) for c in layer] for layer in script]  # another cache of step 1
     for ours, theirs in zip(play(build(), script), play(build(), changed), strict=True):
         for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert torch.equal(a, b) == (n % 3 != 1)
@@ -62,7 +64,7 @@ def test_point_3_two_blocks_equal_one_masked_forward():
     whole = [[Call(*(torch.cat([getattr(c, n) for c in layer], 1) for n in "qkv"))] for layer in script]
     for layer, (call,) in enumerate(whole):
         m = call.q.shape[1]
-        place = [[n // FRAME, 0, 0] for n in range(m)]
+        place = [[n // FRAME, 0, n % FRAME] for n in range(m)]
         block = (torch.arange(m) >= 6 * FRAME).long()
         bias = torch.zeros(m, m, dtype=torch.float64).masked_fill(block[None] > block[:, None], -torch.inf)
         expected = attention(rotated(call.q, place, ROPE), rotated(call.k, place, ROPE), call.v, bias)
@@ -179,7 +181,7 @@ def test_rows_of_a_batch_of_different_age_fold_for_themselves():
         m = size * FRAME
         mask = torch.ones(2, m, dtype=torch.bool)
         mask[0], mask[1] = n != 3, n >= 3  # the first row sits out while the second begins
-        with state.step(m, mask=mask):
+        with state.step(m, mask=mask, tags=first[0][n].tags):
             for layer in range(2):
                 other = second[layer][n - 3] if n >= 3 else first[layer][n]
                 given = (torch.stack([getattr(first[layer][n], x), getattr(other, x)]) for x in "qkv")

@@ -1,4 +1,4 @@
-"""LiveAct, arXiv 2603.11746: anchor, two compressed latents, two short-term latents, the block being generated."""
+"""LiveAct (arXiv 2603.11746): anchors, compressed latents, short-term latents, the block being generated."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ import torch
 from torch import Tensor
 
 from ...memory import Rope
-from .plain import Call, attention, rotated
+from .plain import Call
+from .self_forcing import Frame, attend, frames_of
 
 
 def compressed(frames: list[Tensor], weights: Tensor, grouping: str) -> Tensor:
     """Five latents [H, F, D] → one, by a convolution of kernel and stride 5 with `weights` [5]."""
     if grouping == "temporal":
-        return sum(weight * frame for weight, frame in zip(weights, frames, strict=True))
+        return torch.stack([weight * frame for weight, frame in zip(weights, frames, strict=True)]).sum(0)
     tokens = torch.cat(frames, 1)
     count = frames[0].shape[1]
-    return torch.stack([sum(weights[j] * tokens[:, 5 * i + j] for j in range(5)) for i in range(count)], 1)
+    fives = [tokens[:, 5 * i : 5 * i + 5] for i in range(count)]
+    return torch.stack([(weights[:, None] * five).sum(1) for five in fives], 1)
 
 
 def reference(
-    layers: list[list[Call]],
-    rope: Rope | None,
-    *,
-    frame: int,
-    grouping: str = "temporal",
-    weights: Tensor | None = None,
-) -> list[list[Tensor]]:
+    layers: list[list[Call]], rope: Rope | None, *, frame: int, sink: int = 2, memory: int = 2, short: int = 2,
+    grouping: str = "temporal", weights: Tensor | None = None,
+) -> list[list[Tensor]]:  # fmt: skip
     """Per copy (`Call.row`) a list of latents in the order of the slots; see the card's sections 3 and 4."""
     outputs = []
     for layer, calls in enumerate(layers):
-        slots: dict[int | None, list[tuple[Tensor, Tensor]]] = {}
-        outputs.append([])
+        slots: dict[int | None, list[Frame]] = {}
         kernel = torch.full((5,), 0.2, dtype=torch.float64) if weights is None else weights[layer].double()
+        out = []
         for call in calls:
             held = list(slots.get(call.row, []))
-            fresh = [(call.k[:, i : i + frame], call.v[:, i : i + frame]) for i in range(0, call.k.shape[1], frame)]
-            while len(held) > 6:  # two anchors, two memories, then at most two short-term latents stay
-                gone = held[2:4] + held[4:-2]
-                assert len(gone) == 10, "blocks are of eight latents, the first of six"
-                memory = [
-                    tuple(compressed([pair[n] for pair in gone[a : a + 5]], kernel, grouping) for n in (0, 1))
-                    for a in (0, 5)
+            if len(held) > sink + memory + short:
+                gone = held[sink:-short]
+                fives = [gone[5 * n : 5 * n + 5] for n in range(memory)]
+                assert len(gone) == 5 * memory, "after the first one, blocks are of 4 · memory latents"
+                folded = [
+                    Frame(
+                        compressed([f.k for f in five], kernel, grouping),
+                        compressed([f.v for f in five], kernel, grouping),
+                        five[0].where,  # a latent's place in the picture; all latents have the same
+                    )
+                    for five in fives
                 ]
-                held = held[:2] + memory + held[-2:]
-            there = held + fresh
-            keys, values = (torch.cat([pair[n] for pair in there], 1) for n in (0, 1))
-            axes = 1 if rope is None else 1 + rope.coordinates
-            place = [[n // frame] + [0] * (axes - 1) for n in range(keys.shape[1])]
-            query = rotated(call.q, place[-call.q.shape[1] :], rope)
-            outputs[-1].append(attention(query, rotated(keys, place, rope), values))
+                held = held[:sink] + folded + held[-short:]
+            there = held + frames_of(call, frame)
+            times = list(range(len(held), len(there)))
+            out.append(attend(call, times, list(enumerate(there)), rope, frame))
             if call.commit:
                 slots[call.row] = there
+        outputs.append(out)
     return outputs
