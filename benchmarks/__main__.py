@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging
 
-from . import bookkeeping, decode, feed, growth
+from . import bookkeeping, decode, feed, growth, store
 from .showing import figure, tables
 from .timing import machine
 
@@ -25,12 +25,14 @@ ALL: dict[str, Callable[..., dict[str, Any]]] = {
     "bookkeeping": bookkeeping.measure,
     "feed": feed.measure,
     "growth": growth.measure,
+    "store": store.measure,
 }
 QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "decode": partial(decode.measure, length=256, layers=2, rounds=5, recomputed=1),
     "bookkeeping": partial(bookkeeping.measure, rounds=50),
     "feed": partial(feed.measure, rounds=2),
     "growth": partial(growth.measure, places=(512, 1024, 2048), steps=5),
+    "store": partial(store.measure, blocks=8, rounds=3),
 }
 
 

@@ -38,6 +38,11 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
         shown.add_column("tokens a second", justify="right")
         for size, rate in result["tokens a second by tokens a feed"].items():
             shown.add_row(size, f"{rate:,.0f}")
+    elif name == "store":
+        for column in ("", "GB/s", "µs a block"):
+            shown.add_column(column, justify="left" if not column else "right")
+        for what, rate in result["gigabytes a second"].items():
+            shown.add_row(what, f"{rate:.2f}", f"{result['microseconds a block'][what]:,.0f}")
     elif name == "growth":
         shown.add_column("position", justify="right")
         for memory in result["bytes"]:
@@ -56,7 +61,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in ("decode", "bookkeeping", "feed", "growth") if name in results]
+    names = [name for name in ("decode", "bookkeeping", "feed", "growth", "store") if name in results]
     shown, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         result = results[name]
@@ -74,6 +79,12 @@ def figure(results: dict[str, Any], path: Path) -> None:
             rates = result["tokens a second by tokens a feed"]
             axis.plot([int(size) for size in rates], list(rates.values()), marker="o")
             axis.set(xscale="log", yscale="log", xlabel="tokens a feed", ylabel="tokens a second")
+        elif name == "store":
+            rates = result["gigabytes a second"]
+            colours = ["lightgrey" if "floor" in what else "tab:blue" for what in rates]
+            drawn = axis.barh(list(rates)[::-1], list(rates.values())[::-1], color=colours[::-1])
+            axis.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
+            axis.set(xscale="log", xlabel="gigabytes a second")
         else:
             for memory, values in result["milliseconds"].items():
                 axis.plot(result["position"], values, marker="o", label=memory)

@@ -1,4 +1,4 @@
-"""What video memories promise that fold, choose or move: Reward Forcing, Deep Forcing and Rolling Forcing."""
+"""What video memories promise that fold, choose or move: Reward, Deep and Rolling Forcing, StreamDiffusionV2, LiveAct."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..recipes import recipe
 from ..recipes.deep_forcing import Participative
 from .compare import Reading, built
 from .registry import Bench, claim
-from .streams import Frames
+from .streams import Frames, Step
 
 CHUNK = 3  # frames
 HEADS, DIM, SMALL = 2, 16, 2  # of the streams made here; tokens a frame
@@ -370,3 +370,221 @@ def flat(bench: Bench, blocks: int) -> None:
         f"bytes after {blocks} blocks over those after 8", "1", f"×{sizes[-1] / sizes[7]:.2f}", sizes[-1] == sizes[7]
     )
     bench.row("time of a window and a clean pass there", "1", f"×{slower:.2f}", slower < 1.2)
+
+
+# -- StreamDiffusionV2 ---------------------------------------------------------------------------------------------
+
+SCENES = Frames(first=20, scene=20, needle_every=1000)
+SINKS = 3  # latents, of 6
+
+
+@claim("streamdiffusion-v2")
+def streamdiffusion_v2(bench: Bench) -> None:
+    """Sinks stay while they look like the scene and are replaced when it changes, and the ring goes on where it was."""
+    replaced(bench, 100 if bench.full else 60)
+    ring(bench)
+    refresh(bench)
+    copies(bench)
+
+
+def latent(number: int) -> Step:
+    """One latent of the stream, or its first two."""
+    return SCENES.step(number, 1) if number > 1 else SCENES.step(0, 2)
+
+
+def first_held(reading: Reading, layer: int = 0) -> list[int]:
+    """Latents in the sink slots."""
+    return [n // SCENES.frame for n in reading.state.held(layer)[: SINKS * SCENES.frame : SCENES.frame]]
+
+
+def replaced(bench: Bench, latents: int) -> None:
+    """A stream of scenes of 20 latents: which latents become sinks, and from which scene those are that are held."""
+    changes = [n for n in range(1, latents) if SCENES.scene_at(n) != SCENES.scene_at(n - 1)]
+    for threshold in (0.2, -1.0):
+        name = f"threshold {threshold}" if threshold > -1 else "off"
+        reading = built(recipe("streamdiffusion-v2", steps=1, threshold=threshold, frame=SCENES.frame), SCENES)
+        reading.step(latent(0))
+        news, own = [], []
+        for n in range(2, latents):
+            before = first_held(reading)
+            reading.step(latent(n))
+            after = first_held(reading)
+            news += [n] if after != before and n >= 6 else []
+            own.append(sum(SCENES.scene_at(sink) == SCENES.scene_at(n) for sink in after) / SINKS)
+        if threshold > -1:
+            late = [next((n - change for n in news if n >= change), latents) for change in changes]
+            false = [n for n in news if min(abs(n - change) for change in changes) >= SINKS]
+            bench.row(
+                "latents from a change of scene to the first new sink, at most", "a few", f"{max(late)}", max(late) < 3,
+                f"{len(changes)} changes; sinks were replaced at {', '.join(map(str, news))}",
+            )  # fmt: skip
+            bench.row("sinks replaced where no scene had changed", "0", f"{len(false)}", not false)
+        else:
+            bench.row("sinks ever replaced, off", "0", f"{len(news)}", not news)
+        share = sum(own[4:]) / len(own[4:])
+        bench.row(
+            f"share of sinks that show the scene of now, mean over the stream: {name}",
+            "most" if threshold > -1 else "–", f"{share:.2f}", share > 0.8 if threshold > -1 else None,
+        )  # fmt: skip
+        bench.figures[f"sinks of the scene of now over latents|x|{name}"] = [float(n) for n in range(2, latents)]
+        bench.figures[f"sinks of the scene of now over latents|y|{name}"] = own
+
+
+def ring(bench: Bench) -> None:
+    """Slots that latents 6 to 15 are written to."""
+    reading = built(recipe("streamdiffusion-v2", steps=1, threshold=-1, frame=SCENES.frame), SCENES)
+    reading.step(latent(0))
+    slots, before = [], torch.empty(0)
+    for n in range(2, 16):
+        reading.step(latent(n))
+        index = reading.state.state_dict()["tables.0.index"][0, 0, :: SCENES.frame] // SCENES.frame
+        slots += [int((index != before).nonzero()[0, 0])] if n >= 6 else []
+        before = index
+    expected = [3 + n % 3 for n in range(10)]
+    bench.row(
+        "slots that latents 6 to 15 go to", ", ".join(map(str, expected)), ", ".join(map(str, slots)), slots == expected
+    )
+
+
+def refresh(bench: Bench) -> None:
+    """The same latent again and again: how much what it reads changes from one call to the next, around latent 50."""
+    for t_reset in (50, None):
+        reading = built(recipe("streamdiffusion-v2", steps=1, t_reset=t_reset, frame=SCENES.frame), SCENES)
+        reading.step(latent(0))
+        same, jumps, last = SCENES.step(2, 1), [], None
+        for _ in range(2, 60):
+            out = torch.cat(reading.step(same), -1)
+            jumps.append(0.0 if last is None else float((out - last).norm() / out.norm()))
+            last = out
+        usual, at = max(jumps[20:46]), jumps[48]
+        bench.row(
+            "change of what a latent reads at latent 50, before it at most: "
+            + ("set back to 5" if t_reset else "placed by age"),
+            "a jump" if t_reset else "none", f"{at:.1e}, {usual:.1e}", None if t_reset else at < 1e-5,
+            "the card's pitfall, and its way out" if t_reset else "",
+        )  # fmt: skip
+
+
+def copies(bench: Bench) -> None:
+    """Bytes of a cache for each denoising step."""
+    sizes = []
+    for steps in (1, 2, 4):
+        reading = built(recipe("streamdiffusion-v2", steps=steps, frame=SCENES.frame), SCENES)
+        for n in (0, *range(2, 20)):
+            step = latent(n)
+            wide = tuple(
+                (q.repeat(steps, 1, 1, 1), k.repeat(steps, 1, 1, 1), v.repeat(steps, 1, 1, 1))
+                for q, k, v in step.layers
+            )
+            reading.step(Step(wide, step.tags))
+            sizes += [reading.state.nbytes] if n in (10, 19) else []
+    flat = sizes[::2] == sizes[1::2]
+    bench.row(
+        "bytes of 2 and of 4 copies over those of one", "2 and 4", f"×{sizes[2] / sizes[0]:.2f} and ×{sizes[4] / sizes[0]:.2f}",
+        flat and abs(sizes[4] / sizes[0] - 4) < 0.1, "as after 10 latents so after 19" if flat else "growing",
+    )  # fmt: skip
+
+
+# -- LiveAct -------------------------------------------------------------------------------------------------------
+
+SLOTS = 14  # latents that a block sees, itself among them
+
+
+@claim("liveact")
+def liveact(bench: Bench) -> None:
+    """What has left the window can still be read, a fifth of it after each block, at constant size."""
+    impulse(bench, 12)
+    long_ago(bench, 12)
+    constant(bench, 200 if bench.full else 60)
+
+
+def even(state: MemoryState, count: int, value: float, where: int | None = None) -> float:
+    """A block of `count` latents, one of which shows `value` (None: all); what an even look at all slots gets, summed."""
+    v = torch.zeros(1, HEADS, count * SMALL, DIM, dtype=torch.float64)
+    v[:, :, slice(None) if where is None else slice(where * SMALL, (where + 1) * SMALL)] = value
+    with state.step(count * SMALL, row=0 if state.memory.rows > 1 else None):
+        out = state.attend(0, torch.zeros_like(v), torch.zeros_like(v), v)
+    return float(out.mean()) * SLOTS
+
+
+def impulse(bench: Bench, blocks: int) -> None:
+    """One latent of a block shows something: how much of it an even look gets, block by block."""
+    most = []
+    for where in range(8):
+        state = small(recipe("liveact", steps=1, frame=SMALL))
+        even(state, 6, 0.0)
+        even(state, 8, 1.0, where)
+        most.append([even(state, 8, 0.0) for _ in range(blocks)])
+    late = [max(share[k] for share in most) for k in range(blocks)]
+    # The last two latents are held for a block more before they are compressed for the first time.
+    bound = max(max(most[where][k] * 5 ** (k + 1 - (where > 5)) for k in range(blocks)) for where in range(8))
+    bench.row(
+        f"an impulse after k compressions, times 5 to the k, at most over {blocks} blocks", "≤ 1", f"{bound:.6f}",
+        bound <= 1 + 1e-9,
+    )  # fmt: skip
+    least = min(share[-1] / share[-2] for share in most)
+    bench.row(
+        "share that is left from one block to the next, at the end",
+        "about 1/5",
+        f"{least:.3f}",
+        abs(least - 0.2) < 1e-6,
+    )
+    bench.figures["an impulse in an even look over blocks|x|liveact"] = [float(k + 1) for k in range(blocks)]
+    bench.figures["an impulse in an even look over blocks|y|liveact"] = late
+
+
+def long_ago(bench: Bench, blocks: int) -> None:
+    """A block that differs from all later ones: is anything left of it, with the same 14 latents in view?"""
+    memories = {
+        "liveact": recipe("liveact", steps=1, frame=SMALL),
+        "plain window": recipe("self-forcing", window=SLOTS, frame=SMALL),
+    }
+    for name, memory in memories.items():
+        state = small(memory)
+        even(state, 6, 0.0)
+        even(state, 8, 1.0)
+        shares = [even(state, 8, 0.0) for _ in range(blocks)]
+        for k in (1, 3):
+            ours = name == "liveact"
+            bench.row(
+                f"what an even look gets of a block of ones, {k + 1} blocks later: {name}",
+                "something" if ours else "0", f"{shares[k]:.4f}", shares[k] > 0.1**k if ours else None, "summed over 14 latents",
+            )  # fmt: skip
+    stream = Frames(needle_every=1)
+    needle = stream.needle("detail", 8)
+    for name, memory in {
+        "liveact": recipe("liveact", steps=1, frame=stream.frame),
+        "plain window": recipe("self-forcing", window=SLOTS, frame=stream.frame),
+    }.items():
+        reading = built(memory, stream)
+        reading.step(stream.step(0, 6))
+        got = []
+        for n in range(3):
+            got.append(stream.recalled(needle, reading.ask(stream.question(6 + 8 * n, 8, needle))))
+            reading.step(stream.step(6 + 8 * n, 8))
+        got.append(stream.recalled(needle, reading.ask(stream.question(30, 8, needle))))
+        bench.row(
+            f"recall by a question for a detail of a block, one and two blocks after it: {name}", "–",
+            f"{got[2]:.3f} and {got[3]:.3f}", None,
+            "a fifth of a key is not found by a softmax that is as sharp as for a whole one" if name == "liveact" else "",
+        )  # fmt: skip
+
+
+def constant(bench: Bench, blocks: int) -> None:
+    """Bytes and time of a block, for each of three steps one call, early and late."""
+    stream = Frames(frame=16, needle_every=1000, layers=1)
+    reading = built(recipe("liveact", frame=stream.frame), stream)
+    sizes, took = [], []
+    for n in range(blocks):
+        block = stream.step(n % 4 * 8, 8 if n else 6)
+        start = time.perf_counter()
+        for row in range(3):
+            with reading.state.step(block.m, tags=block.tags, row=row):
+                reading.state.attend(0, *block.layers[0])
+        took.append(time.perf_counter() - start)
+        sizes.append(reading.state.nbytes)
+    slower = median(took[-20:]) / median(took[5:25])
+    bench.row(
+        f"bytes after {blocks} blocks over those after 2", "1", f"×{sizes[-1] / sizes[1]:.2f}", sizes[-1] == sizes[1]
+    )
+    bench.row("time of a block there, three calls", "1 ± 10 %", f"×{slower:.2f}", slower < 1.15)

@@ -94,10 +94,10 @@ def run(
             y = []
             for h, rows in enumerate(heads):
                 sharing = range(h // groups * groups, h // groups * groups + groups)
-                union = set().union(*(tokens for other in sharing for tokens in heads[other]))
+                union = {token for other in sharing for tokens in heads[other] for token in tokens}
                 for i, own in enumerate(rows):
-                    seen = (own if causal else union) | {*range(max(n - window, 0), n + m)}
-                    seen = sorted(t for t in seen if t <= n + i)
+                    near = {*range(max(n - window, 0), n + m)}
+                    seen = sorted(t for t in (own if causal else union) | near if t <= n + i)
                     kv = h // groups
                     y.append(attention(query[h : h + 1, i : i + 1], keys[kv, seen][None], values[kv, seen][None]))
             out.append(cat(y, 1).reshape(query.shape[0], m, -1))
