@@ -58,7 +58,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
         "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
-        "rolling-forcing": {"anchor": fresh, "budget": budget, "frame": frame},
+        "rolling-forcing": {"anchor": fresh, "budget": kept, "frame": frame},  # it holds the anchor beside these
         "self-forcing": {"window": budget, "frame": frame},
         "streamdiffusion-v2": {"num_kv_cache": budget, "sink": fresh, "steps": 1, "t_reset": None, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},

@@ -260,13 +260,12 @@ def recipes(
         for info in infos:
             _say_json(vars(info))
         return
-    table = Table()
-    for column in ("recipe", "what it keeps", "evict", "fold", "place", "paper"):
-        table.add_column(column, overflow="fold")
+    table = Table(caption="One in full, with its parameters: evenflow recipes NAME", caption_justify="left")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it keeps", overflow="fold")
+    table.add_column("paper", no_wrap=True)
     for info in infos:
-        inside = ", ".join(f"{key}={value}" for key, value in info.defaults.items())
-        spec = f"{info.name}({inside})" if inside else info.name
-        table.add_row(spec, info.summary, info.verbs["evict"], info.verbs["fold"], info.verbs["place"], info.paper)
+        table.add_row(info.name, info.summary, "arXiv " + info.paper.rpartition("arXiv ")[2].partition(",")[0])
     _stdout().print(table)
 
 

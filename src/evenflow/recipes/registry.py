@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from ..memory import Memory
@@ -118,8 +118,15 @@ def _entry(name: str) -> _Entry:
 
 
 def _nearest(wrong: str, names: Any) -> str:
-    near = get_close_matches(wrong.lower().replace("_", "-"), list(names), 1, 0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    asked = wrong.lower().replace("_", "-")
+    near = get_close_matches(asked, sorted(names), 3, 0.5)
+    # Several may be equally near, as streaming-llm and streaming-vlm are to streaming-lm.
+    alike = [name for name in near if _likeness(asked, name) == _likeness(asked, near[0])]
+    return f" (did you mean {' or '.join(map(repr, sorted(alike)))}?)" if near else ""
+
+
+def _likeness(a: str, b: str) -> float:
+    return SequenceMatcher(a=b, b=a).ratio()
 
 
 def _info(name: str, entry: _Entry) -> RecipeInfo:
