@@ -45,7 +45,7 @@ def test_the_spec_names_what_was_built():
     [
         ("streaming-lm", "did you mean 'streaming-llm'"),
         ("streaming_llm", "did you mean 'streaming-llm'"),
-        ("nothing-like-it", "there are full"),
+        ("nothing-like-it", "nothing-like-it'; there are anchor-forcing"),
         ("", "no recipe ''"),
         ("streaming-llm(sinks=4)", "did you mean 'sink'"),
         ("full(window=3)", "takes no parameters"),

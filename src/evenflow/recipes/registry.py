@@ -119,7 +119,7 @@ def _entry(name: str) -> _Entry:
 
 def _nearest(wrong: str, names: Any) -> str:
     asked = wrong.lower().replace("_", "-")
-    near = get_close_matches(asked, sorted(names), 3, 0.5)
+    near = get_close_matches(asked, sorted(names), 3, 0.6)
     # Several may be equally near, as streaming-llm and streaming-vlm are to streaming-lm.
     alike = [name for name in near if _likeness(asked, name) == _likeness(asked, near[0])]
     return f" (did you mean {' or '.join(map(repr, sorted(alike)))}?)" if near else ""
