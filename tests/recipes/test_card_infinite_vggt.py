@@ -64,12 +64,12 @@ def test_another_number_of_anchors_equals_the_reference(anchor):
 
 def test_a_layer_that_is_not_pruned_keeps_its_score():
     """When one layer begins to see the same again and again, the other's budget jumps: it has room, and no new score."""
-    calls = frames(20)
+    calls = frames(20, seed=4)
     for call in calls[1][10:]:
         call.k[:] = calls[1][10].k[:, :1] + 0.01 * call.k
-    theirs, _, history = infinite_vggt.run(calls, ROPE, frame=FRAME, total_budget=60, tau=0.1)
+    theirs, _, history = infinite_vggt.run(calls, ROPE, frame=FRAME, total_budget=50, tau=0.1)
     assert any(a[0] == b[0] != 0 for a, b in pairwise(history))
-    assert worst(play(build(60, tau=0.1), calls), theirs) < 1e-10
+    assert worst(play(build(50, tau=0.1), calls), theirs) < 1e-10
 
 
 def test_point_1_below_the_budget_it_is_the_causal_forward():
