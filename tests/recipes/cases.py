@@ -54,11 +54,16 @@ CASES: dict[str, Case] = {
         {"window": 12, "capacity": 9, "sink": 3, "recent": 4}, {"window": 50, "capacity": 40}, tags=grid
     ),
     "dvgt2": Case({"window": 4, "frame": 2}, {"window": 40, "frame": 2}, step=2, rope=VIDEO, tags=grid),
+    "forcing-kv": video({"segments": 2}, {"segments": 2, "recent": 60, "static_recent": 60}, tags=grid),
     "full": Case({}, {}, any_cut=True, bounded=False),
     "infinite-vggt": Case(
         {"total_budget": 24, "frame": 2}, {"total_budget": 1000, "frame": 2}, step=2, rope=None, tags=grid
     ),
     "learned-sink": Case({"window": 13}, None, any_cut=True, why="its softmax has one more term"),
+    "live-vlm": Case(
+        {"cache_size": 12, "recent_frames": 1, "clip_frames": 4, "observe": 2, "prompt": 2, "frame": 2},
+        {"cache_size": 100, "prompt": 2, "frame": 2}, step=8,
+    ),
     "liveact": Case(
         {"steps": 1, "sink": 1, "memory": 1, "short": 2, "frame": 1}, None, step=4, rope=VIDEO, tags=grid,
         why="the past is convolved however long the stream",
@@ -73,6 +78,7 @@ CASES: dict[str, Case] = {
         {"frame": 2, "steps": 1}, {"frame": 2, "steps": 1, "num_kv_cache": 40, "t_reset": 60}, step=2, rope=VIDEO, tags=grid
     ),
     "streaming-llm": Case({"sink": 4, "window": 13}, {"sink": 4, "window": 500}, any_cut=True),
+    "temp-cache": video({"window": 12, "tau": 0.3, "match": "key"}, {"tau": 2.0}, tags=grid),
     "window": Case({"window": 13}, {"window": 500}, any_cut=True),
     "zero-sink": Case({"sink": 1, "window": 13}, None, any_cut=True, why="its softmax has one more term"),
     "knot-forcing": video({}, None, why="the reference stands ahead of its time, wherever it is"),
