@@ -40,6 +40,18 @@ def test_span_and_at_agree_with_high_precision(start, style):
     assert not sin[:, 8:].any()
 
 
+@pytest.mark.parametrize("axes", [None, (0, 2, 1)])
+def test_positions_are_the_same_alone_and_beside_any_others(axes):
+    rotary = Rotary(Rope(dim=6, axes=axes, inv_freq=(1.0, 0.3, 0.01)), 8, torch.float64, torch.device("cpu"))
+    coordinates = [0] if axes is None else [0, 1, 2]
+    for places in ([3, 3, 5, -1], [BLOCK - 1, BLOCK, *range(2 * BLOCK)], [-2 * BLOCK, 7, 10**12, 7]):
+        every = torch.tensor(places)
+        every = every if axes is None else torch.stack([every + axis for axis in coordinates], -1)
+        alone = [torch.cat(parts) for parts in zip(*(rotary.at(one[None]) for one in every), strict=True)]
+        for got, expected in zip(rotary.at(every), alone, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 @pytest.mark.parametrize("dim", [4, 8, None])
 def test_rotation_equals_the_pairwise_definition(style, dim):

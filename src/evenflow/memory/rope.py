@@ -145,8 +145,10 @@ class Rotary:
         self._sign = (torch.where(first, -1.0, 1.0).double() * self.scale).to(device)
         self._rest = head_dim - dim
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stretches: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.coordinates = rope.coordinates
-        self._axes = None if rope.axes is None else torch.tensor(rope.axes, device=device)
+        axes = None if rope.axes is None else torch.tensor(rope.axes)[pair]
+        self._axes = None if axes is None else torch.cat([axes, axes.new_zeros(self._rest)]).to(device)
 
     def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the positions start..start+length-1, each [length, head_dim]; do not write to them."""
@@ -176,18 +178,43 @@ class Rotary:
         A rope with several axes takes [..., axes] and gives [..., head_dim].
         """
         if self._axes is None:
-            return self._expand(self._phase(positions))
-        phase = self._phase(positions[..., 0])
+            return self._on_axis(positions)
+        cos, sin = self._on_axis(positions[..., 0])
         for axis in range(1, self.coordinates + 1):
-            phase = torch.where(self._axes == axis, self._phase(positions[..., axis]), phase)
-        return self._expand(phase)
+            own_cos, own_sin = self._on_axis(positions[..., axis])
+            cos, sin = torch.where(self._axes == axis, own_cos, cos), torch.where(self._axes == axis, own_sin, sin)
+        return cos, sin
+
+    def _on_axis(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for one axis: looked up where positions are near each other, as those of a memory mostly are."""
+        low, high = torch.stack(positions.aminmax()).tolist() if positions.numel() else (0, 0)
+        first, last = low // BLOCK, high // BLOCK
+        if (last - first) * BLOCK > positions.numel():
+            different, which = positions.unique(return_inverse=True)
+            cos, sin = self._expand(self._phase(different))
+            return cos[which], sin[which]
+        cos, sin = self._blocks_of(first, last)
+        places = (positions - first * BLOCK).to(self.device)
+        return cos[places], sin[places]
+
+    def _blocks_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of several blocks of positions; the last few stretches are kept."""
+        if first == last:
+            return self._block(first)
+        if (first, last) not in self._stretches:
+            while len(self._stretches) >= KEPT_BLOCKS:
+                del self._stretches[next(iter(self._stretches))]
+            table, blocks = _table(self.frequencies, self.device), range(first, last + 1)
+            pieces = [self._expand(table * _block_phase(self.frequencies, b, self.device)) for b in blocks]
+            cos, sin = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+            self._stretches[first, last] = cos, sin
+        return self._stretches[first, last]
 
     def _phase(self, positions: Tensor) -> Tensor:
         block, offset = positions // BLOCK, positions % BLOCK
         which, inverse = block.unique(return_inverse=True)
         phases = torch.stack([_block_phase(self.frequencies, int(b), self.device) for b in which.tolist()])
-        table = _table(self.frequencies, self.device)[offset.to(self.device)]
-        return table * (phases[0] if len(phases) == 1 else phases[inverse])
+        return _table(self.frequencies, self.device)[offset] * phases[inverse]
 
     def _expand(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         cos = phase.real[..., self._pair] * self.scale

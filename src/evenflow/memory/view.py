@@ -103,10 +103,12 @@ class View:
     def of_fresh(self, what: Tensor) -> Tensor:
         """int64 [R, m]: what [R, G, n] says of each fresh token, in the first head; those not there follow in a row."""
         index, what = self.index[:, 0], what[:, 0].expand(self.index.shape[0], -1)
-        there = index[:, None] == self.stream[..., None]  # [R, m, n]
-        found = torch.where(there, what[:, None], -1).amax(-1)
-        last = (found - torch.arange(self.m, device=found.device)).amax(-1, keepdim=True)
-        return torch.where(found >= 0, found, last + torch.arange(self.m, device=found.device))
+        number, column = index - self.consumed[:, None], torch.arange(self.m, device=index.device)
+        number = torch.where(number < 0, self.m + 1, number)  # padding may stand one behind the last real token
+        found = what.new_full((len(index), self.m + 2), -1).scatter_reduce(-1, number, what, "amax")
+        found = found.gather(-1, self.stream - self.consumed[:, None])
+        last = (found - column).amax(-1, keepdim=True)
+        return torch.where(found >= 0, found, last + column)
 
     # -- keys and values -----------------------------------------------------------------------------------------
 
