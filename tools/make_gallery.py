@@ -13,7 +13,7 @@ from pathlib import Path
 from evenflow.claims import compare
 from evenflow.claims.streams import Frames
 from evenflow.cli.describing import layout
-from evenflow.memory import Memory, MemoryState, Recall
+from evenflow.memory import Memory, MemoryState
 from evenflow.memory.chunks import ArenaState
 from evenflow.recipes import recipes
 
@@ -80,7 +80,7 @@ def run(name: str, frames: int = FRAMES) -> list[list[Row]]:
         now = (start + size) * frame
         reading.step(stream.step(start, size))
         rows.append([row(held, memory, now, size * frame, length) for held in heads(reading.state, stream)])
-    if isinstance(reading.state, ArenaState) and type(memory.recall).retrieve is not Recall.retrieve:
+    if isinstance(reading.state, ArenaState) and memory.retrieves:
         question = reading.state.question()
         asked = stream.question(now // frame, size, stream.needle("detail", 12))
         with question.retrieve(asked.m, asked.tags):

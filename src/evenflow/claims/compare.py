@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import Absolute, Memory, MemoryState, Never, Recall
+from ..memory import Absolute, Memory, MemoryState, Never
 from ..memory.chunks import ArenaState
 from ..recipes import recipe, recipes
 from .result import Result, Row, machine
@@ -118,7 +118,7 @@ class Reading:
     def ask(self, step: Step) -> list[Tensor]:
         """The same for a question, which leaves the memory as it was, and brings things back where it can do that."""
         state = self.state
-        if not isinstance(state, ArenaState) or type(state.memory.recall).retrieve is Recall.retrieve:
+        if not isinstance(state, ArenaState) or not state.memory.retrieves:
             # Passes of one chunk share the decision of the first, but a question is no pass of another question's chunk.
             return Reading(state.fork()).step(step, commit=False)
         question = state.question()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..memory import Memory, MemoryState, Rope
+from ..memory.question import Question
 from ..memory.rope import Style
 from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, vocabulary_of
 from .rotary import hold, rope_of, rotary_modules, style_of
@@ -261,16 +262,25 @@ class Decoder:
 
         mask: bool [B, m], False for padding. On any error the memory is as it was before.
         """
+        with torch.inference_mode(), state.step(ids.shape[1], mask=mask):
+            logits = self._asking(self._through(state), ids, last)
+            if bool(logits.sum(dtype=torch.float32).isnan()):
+                raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
+        return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
+
+    def select(self, question: Question, ids: Tensor, mask: Tensor | None = None) -> None:
+        """Let `ids` [B, m] choose, layer by layer, what the question brings back; nothing else of them stays."""
+        with torch.inference_mode(), question.retrieve(ids.shape[1], mask=mask):
+            self._asking(self._through(question), ids, last=True)
+
+    def _through(self, state: MemoryState) -> Callable[..., Tensor]:
+        """What a layer of the twin calls instead of its own attention."""
         layers, dtype = self.layers, self.asked[0].dtype
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             return state.attend(layers[module], query.to(dtype), key.to(dtype), value.to(dtype))
 
-        with torch.inference_mode(), state.step(ids.shape[1], mask=mask):
-            logits = self._asking(attend, ids, last)
-            if bool(logits.sum(dtype=torch.float32).isnan()):
-                raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
-        return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
+        return attend
 
     def _asking(self, ask: Callable[..., Tensor], ids: Tensor, last: bool = False) -> Tensor:
         """Run the twin on `ids` [B, m], every layer asking `ask`; logits [B, m, V], or [B, 1, V] if `last`."""

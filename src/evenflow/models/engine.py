@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..memory import Memory, MemoryState
+from ..memory.chunks import ArenaState
 from .decoder import Decoder
 
 FRESH_TOKENS = 8192  # Tokens in one batch of re-computed windows: bounds the activations, not the result.
@@ -33,6 +34,9 @@ class Engine(Protocol):
 
     def fork(self) -> Engine:
         """An independent copy."""
+
+    def question(self, ids: Tensor | None, mask: Tensor | None) -> Engine:
+        """What answers questions from all that was consumed; ids [B, m] choose what memories that retrieve bring back."""
 
     def truncate(self, n: int) -> None:
         """Undo the last `n` tokens."""
@@ -68,6 +72,14 @@ class Attending:
 
     def fork(self) -> Attending:
         return Attending(self.decoder, self.state.fork())
+
+    def question(self, ids: Tensor | None, mask: Tensor | None) -> Attending:
+        if not isinstance(self.state, ArenaState) or not self.state.memory.retrieves:
+            return self.fork()
+        asked = self.state.question()
+        if ids is not None:
+            self.decoder.select(asked, ids, mask)
+        return Attending(self.decoder, asked)
 
 
 class Recomputing:
@@ -138,6 +150,9 @@ class Recomputing:
         twin = copy.copy(self)
         twin.rows, twin.counts = [list(row) for row in self.rows], list(self.counts)
         return twin
+
+    def question(self, ids: Tensor | None, mask: Tensor | None) -> Recomputing:
+        return self.fork()
 
     def truncate(self, n: int) -> None:
         if not isinstance(n, int) or n < 0 or n > min(self.counts):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..memory import Memory, MemoryState, StateError, read_state, write_state
+from ..memory.question import Question
 from .decoder import decoder_of, twin_of
 from .engine import Attending, Engine, Recomputing
 from .families import check_generates, head_of, vocabulary_of
@@ -341,6 +342,27 @@ class Stream:
         twin = copy.copy(self)
         twin._engine, twin.notes = self._engine.fork(), copy.deepcopy(self.notes)
         twin._last = None if self._last is None else self._last.clone()
+        return twin
+
+    def question(self, ids: str | Sequence[str] | Ids | None = None) -> Stream:
+        """Ask about what was read so far: a stream of its own, of which this one never learns, while it may go on.
+
+        ids: the question alone, text or ids. Memories that bring things back (rekv, live-vlm) look, layer by layer, for
+        what it attends to most, and the answer is read from that; the question itself does not stay, so say it again in
+        the prompt: `stream.question("What fell?").generate("Question: What fell? Answer:")`. None: the first feed looks,
+        and stays. All other memories answer from what they hold, and what is returned is a copy.
+
+        Any number of questions may be asked at once, in any threads. Raises ValueError while a row has read nothing.
+        Source: ReKV, arXiv 2503.00540, sections 2.3 and 3.
+        """
+        if not bool((self.positions > 0).all()):
+            raise ValueError("there is nothing to ask about: feed every row something first")
+        asked, mask = (None, None) if ids is None else self._encoded(ids)
+        twin = copy.copy(self)
+        twin._engine, twin._make, twin.notes = self._engine.question(asked, mask), None, {}
+        twin._last = None if self._last is None else self._last.clone()
+        if isinstance(twin.state, Question):
+            twin.memory, twin._last = twin.state.memory, None
         return twin
 
     def truncate(self, n: int) -> None:
