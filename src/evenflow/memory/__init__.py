@@ -2,7 +2,7 @@
 
 from .admit import Everything
 from .base import MemoryState
-from .evict import Never, Oldest
+from .evict import LastByModality, LastSeconds, Never, Oldest
 from .files import StateError, read_state, write_state
 from .fold import Dropped
 from .layout import Geometry, Memory
@@ -26,6 +26,8 @@ __all__ = [
     "Fold",
     "Fresh",
     "Geometry",
+    "LastByModality",
+    "LastSeconds",
     "Memory",
     "MemoryState",
     "Never",

@@ -120,7 +120,10 @@ class MemoryState(ABC):
                 f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected bool of shape ({batch}, {m})"
             )
 
-    def _checked(self, tags: Mapping[str, Tensor], m: int, batch: int) -> dict[str, Tensor]:
+    def _checked(
+        self, tags: Mapping[str, Tensor], m: int, batch: int, mask: Tensor | None, before: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Tags as tensors [B, m, …]. before: the time of the item before, float64 [B]; None: any will do."""
         checked = {}
         for name, value in tags.items():
             if name not in TAGS:
@@ -132,10 +135,29 @@ class MemoryState(ABC):
                 raise ValueError(f"tag {name!r} has shape {tuple(tag.shape)}; expected ({m},) or ({batch}, {m})")
             checked[name] = tag
         if "time" in checked:
-            time = checked["time"]
-            before = time[:, :1] if self._time is None else self._time[:, None].to(time)
-            late = torch.cat([before, time], 1).diff(dim=1) < 0
-            if bool(late.any()):
-                row, column = late.nonzero()[0].tolist()
-                raise ValueError(f"time runs backwards at row {row}, item {column}; timestamps must not decrease")
+            checked["time"] = _in_order(checked["time"], mask, before)
         return checked
+
+    def _clock(self, time: Tensor, rows: slice) -> Tensor:
+        """The time of the last item of every row, float64 [B], after `time` [rows, m] was stored; −inf: not known."""
+        known = self._time
+        clock = time.new_full((len(self._rows),), -torch.inf) if known is None else known.to(time.device, copy=True)
+        clock[rows] = time[:, -1]
+        return clock
+
+
+def _in_order(time: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
+    """Times in seconds, float64 [B, m]; padding stands at the time of what precedes it, −inf where nothing does."""
+    if time.ndim > 2:
+        raise ValueError(f"tag 'time' has shape {tuple(time.shape)}; expected one number of seconds for each token")
+    time = time.double()
+    real = torch.ones_like(time, dtype=torch.bool) if mask is None else mask.to(time.device)
+    start = time.new_full((len(time), 1), -torch.inf) if before is None else before.to(time.device)[:, None]
+    latest = torch.cat([start, time.masked_fill(~real, -torch.inf)], 1).cummax(1).values
+    for wrong, what in (
+        (real & ~time.isfinite(), "time is no number"), (real & (time < latest[:, :-1]), "time runs backwards"),
+    ):  # fmt: skip
+        if bool(wrong.any()):
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(f"{what} at row {row}, item {column}; give finite seconds that do not decrease")
+    return latest[:, 1:]

@@ -17,7 +17,7 @@ from .arena import Slots, Table
 from .base import MemoryState
 from .chunkstep import ChunkStep
 from .fold import Dropped
-from .layout import Geometry, Memory
+from .layout import VERBS, Geometry, Memory
 from .rope import Rotary
 from .verbs import Recall, Store
 from .view import EMPTY, FAR, View
@@ -108,11 +108,16 @@ class ArenaState(MemoryState):
             raise ValueError(f"there is no copy {row}; this memory has rows={copies}")
         batch = each if row is not None else self.batch
         self._step_size(m, mask, batch)
-        checked = self._checked(tags or {}, m, batch)
+        rows = slice(0, self.batch) if row is None else slice(row * each, (row + 1) * each)
+        before = None if self._time is None or recache is not None else self._time[rows]
+        checked = self._checked(tags or {}, m, batch, mask, before)
+        for name in (name for verb in VERBS for name in getattr(self.memory, verb).needs if name not in checked):
+            raise ValueError(
+                f"{self.memory.name} counts by the tag {name!r}; give it with every step, as tags={{{name!r}: ...}}"
+            )
         frame = self.frame or self._frame_of(m, checked)
         if m % frame:
             raise ValueError(f"{m} tokens are not whole frames of {frame}; a step brings all tokens of a frame")
-        rows = slice(0, self.batch) if row is None else slice(row * each, (row + 1) * each)
         return ChunkStep(self, m, frame, checked, commit, mask, rows, recache)
 
     def _frame_of(self, m: int, tags: Mapping[str, Tensor]) -> int:
@@ -201,6 +206,10 @@ class ArenaState(MemoryState):
         for table in self.tables:
             first = rows if table.index.shape[0] > 1 else rows[:1]
             table.index = torch.where(table.index >= first, EMPTY, table.index)
+        if self._time is not None:
+            there = self.tables[0].index >= 0
+            last = torch.where(there, self.tables[0].tags["time"], -torch.inf).amax((1, 2))
+            self._time = last.expand(self.batch).clone()
         self._rows = [row - n for row in self._rows]
         self.pending = {}
 

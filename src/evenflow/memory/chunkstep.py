@@ -158,8 +158,8 @@ class ChunkStep:
             state._rows[rows] = [row + count for row, count in zip(state._rows[rows], counts, strict=True)]
         if fell or self.recache is not None:
             state._floor = max(state._rows)
-        if "time" in self.tags and rows == slice(0, state.batch):
-            state._time = self.tags["time"][:, -1].clone()
+        if "time" in self.tags:
+            state._time = state._clock(self.tags["time"], rows)
         state.pending = {}
 
     def _kept(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -318,7 +318,8 @@ class ChunkStep:
             view = self._view(layer, index, replace(table, tags=tags, weight=None), q, self.consumed < 0, source=before)
             view.mine = self._mine(number, "evict")
             keep = state.memory.evict.keep(view)
-            state.pending[number] = (self.key, keep, dict(view.mine))
+            if state.memory.evict.content:  # tags decide anew: another call of that length may bring others
+                state.pending[number] = (self.key, keep, dict(view.mine))
         # Sinks come first: whatever the budget, the first tokens of a stream stay as long as there is room for sinks.
         sinks = state.memory.sink * self.frame
         room = sinks - (held[..., :sinks] != EMPTY).sum(-1, keepdim=True)
@@ -479,6 +480,7 @@ class ChunkStep:
             return plan.seen[key]
         view = self._view(layer, plan.table.index, plan.table, q, plan.left)
         view.mine = self._mine(number, "place")
+        view.reached = memory.evict.reach(view) if memory.inside == "causal" else None
         among = memory.recall.among(view)
         if among is not None:
             view.index = torch.where(among, view.index, EMPTY)
@@ -500,8 +502,7 @@ class ChunkStep:
             fresh = None if self.state.raw else queries
             if places.head_queries is not None:
                 head_queries = self._query_turn(rotary, places.head_queries, places.coordinates)
-        back = memory.evict.reach(view) if memory.inside == "causal" else None
-        bias = self._bias(layer, index, everything, places, plan.table.weight, columns, back)
+        bias = self._bias(layer, index, everything, places, plan.table.weight, columns, view.reached)
         seen = plan.seen[key] = Seen(columns, keys, fresh, queries, head_queries, bias)
         return seen
 
@@ -541,7 +542,7 @@ class ChunkStep:
 
     def _bias(
         self, layer: int, index: Tensor, everything: bool, places: Places, weight: Tensor | None,
-        columns: Tensor | None, back: int | None,
+        columns: Tensor | None, back: int | Tensor | None,
     ) -> Tensor | None:  # fmt: skip
         """What is added to the scores, [R, 1 or H_q, 1 or m, n] in the memory's dtype; None where nothing is."""
         g, causal = self.state.geometry, self.state.memory.inside == "causal"
@@ -555,7 +556,11 @@ class ChunkStep:
             allowed = allowed & (distance >= 0)
             if back is not None:
                 slot = torch.arange(index.shape[2], device=g.device) if columns is None else columns
-                allowed = allowed & ((distance <= back) | (slot < self.pinned))
+                if isinstance(back, Tensor):
+                    near = back if columns is None else back.index_select(3, columns)
+                else:
+                    near = distance <= back
+                allowed = allowed & (near | (slot < self.pinned))
         apart = None
         if reach is not None or g.alibi is not None:
             keys = places.keys if columns is None else places.keys.index_select(2, columns)

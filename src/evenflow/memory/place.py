@@ -21,7 +21,10 @@ class Contiguous(Place):
 
     def positions(self, view: View) -> Places:
         rank = view.rank()
-        return Places(rank // view.frame, view.of_fresh(rank) // view.frame)
+        queries, lost = view.of_fresh(rank), view.lost()
+        # Behind a gap that opens within a step the sinks come nearer, as if its tokens had come one by one.
+        head = None if lost is None or not (view.sink or view.slots) else (queries - lost) // view.frame
+        return Places(rank // view.frame, queries // view.frame, head)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class RingState(MemoryState):
         if row is not None:
             raise ValueError(f"{self.memory.name} holds one copy; row={row} needs a memory with rows")
         self._step_size(m, mask, self.geometry.batch)
-        return Step(self, m, self._checked(tags or {}, m, self.geometry.batch), commit, mask)
+        return Step(self, m, self._checked(tags or {}, m, self.geometry.batch, mask, self._time), commit, mask)
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -143,6 +143,7 @@ class RingState(MemoryState):
                 "fork before, or try with step(commit=False)"
             )
         self._rows = [row - n for row in self._rows]
+        self._time = self._time if n == 0 else None  # of what is last now it was not kept
         for kept in self.held_layers:
             kept.head_changed()
 

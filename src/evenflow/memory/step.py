@@ -119,7 +119,7 @@ class Step:
         counts = [self.m] * len(self.rows) if self.counted is None else self.counted.sum(1).tolist()
         self.state._advanced([row + count for row, count in zip(self.rows, counts, strict=True)])
         if "time" in self.tags:
-            self.state._time = self.tags["time"][:, -1].clone()
+            self.state._time = self.state._clock(self.tags["time"], slice(None))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `RingState.attend`."""

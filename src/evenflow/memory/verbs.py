@@ -36,7 +36,12 @@ class Fresh:
 
 
 class Answer:
-    """What all answers share."""
+    """What all answers share.
+
+    needs: tags without which it cannot work; a step that lacks one is refused.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
         """What this answer remembers between steps, as it is at the start of a stream; every tensor [B, …].
@@ -73,8 +78,11 @@ class Evict(Answer):
     def arrive(self, view: View) -> None:
         """At the end of a committed step, once a table: what is to be remembered of it goes into `view.mine`."""
 
-    def reach(self, view: View) -> int | None:
-        """In causal steps: how many tokens back in the window a query sees (sinks and memory always); None: any."""
+    def reach(self, view: View) -> int | Tensor | None:
+        """In causal steps: what each query still sees of the window (sinks and memory always), as if fed one by one.
+
+        So many tokens back; or bool [R, G, m, n], where that depends on more than how far back; None: everything.
+        """
         return None
 
     def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:

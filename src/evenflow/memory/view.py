@@ -33,8 +33,10 @@ class View:
     [R, G, n, …], 0 where unknown. fresh_tags: per fresh token, [R, m, …]. weight: float [R, G, n], added to scores
     (a merged token counts for several: log of their number); None: zero. left: bool [R], whether anything left the
     window in this chunk. query: un-rotated, [B, H_q, m, D]. mine: this answer's own tensors. shared: what layers tell
-    later layers within this step. causal: whether fresh tokens see only what came before them. store: what the fold
-    keeps outside of the arena.
+    later layers within this step. causal: whether fresh tokens see only what came before them; reached: then, what
+    `Evict.reach` says, for the answers asked after it. store: what the fold keeps outside of the arena. brought: un-rotated
+    keys and values of the fresh tokens, [B, H_kv, m, …]. stored: keys and values as they lie in the slots, [B, H_kv, C, …],
+    before this step writes there; never to be written to.
     """
 
     geometry: Geometry
@@ -60,6 +62,7 @@ class View:
     mine: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     causal: bool = False
+    reached: int | Tensor | None = None
     store: Any = None
     batch: int = 1
     columns: Tensor | None = None
