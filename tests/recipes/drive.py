@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from evenflow.memory import MemoryState
+from evenflow.memory.chunks import ArenaState
+from evenflow.memory.question import Question
 from evenflow.recipes.reference import Call
 
 
@@ -45,6 +47,24 @@ def play(state: MemoryState, script: list[list[Call]]) -> list[list[Tensor]]:
                 q, k, v = (tensor[None].to(dtype) for tensor in (call.q, call.k, call.v))
                 outputs[layer].append(state.attend(layer, q, k, v)[0])
     return outputs
+
+
+def asked(
+    source: ArenaState | Question, question: Sequence[Call], later: Sequence[Sequence[Call]] = ()
+) -> tuple[list[list[Tensor]], list[list[int]]]:
+    """What a question (a call for each layer) and the calls after it read; what each layer retrieved.
+
+    source: a memory of batch 1, or a question that was opened to it before.
+    """
+    opened = source if isinstance(source, Question) else source.question()
+    with opened.retrieve(question[0].q.shape[1]):
+        outs = [[opened.attend(n, c.q[None], c.k[None], c.v[None])[0]] for n, c in enumerate(question)]
+    seen = [opened.held(layer) for layer in range(len(question))]
+    for out, more in zip(
+        outs, play(opened, [list(layer) for layer in later]) if later else [[]] * len(outs), strict=True
+    ):
+        out += more
+    return outs, seen
 
 
 def worst(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float:

@@ -7,7 +7,7 @@ import evenflow as ef
 from evenflow.memory.coverage import buckets, spread_best
 from evenflow.recipes.reference import live_vlm
 
-from .drive import play, random_calls, worst
+from .drive import asked, play, random_calls, worst
 
 ROPE = ef.Rope()
 FRAME, PROMPT, KEEP, RECENT, CLIP = 2, 2, 12, 2, 8
@@ -29,17 +29,6 @@ def full():
 
 def part(calls, start, stop):
     return [layer[start:stop] for layer in calls]
-
-
-def asked(state, question, calls=()):
-    """What a question and calls after it read; what each layer retrieved; the question."""
-    opened = state.question()
-    with opened.retrieve(question[0].q.shape[1]):
-        outs = [[opened.attend(n, c.q[None], c.k[None], c.v[None])[0]] for n, c in enumerate(question)]
-    seen = [opened.held(layer) for layer in range(2)]
-    for out, more in zip(outs, play(opened, [list(layer) for layer in calls]) if calls else [[], []], strict=True):
-        out += more
-    return outs, seen
 
 
 def expected(calls, sizes, params, question, later):

@@ -6,9 +6,10 @@ from .evict import LastByModality, LastSeconds, Never, Oldest
 from .files import StateError, read_state, write_state
 from .fold import Dropped
 from .layout import Geometry, Memory
-from .place import Absolute, Contiguous
+from .place import Absolute, Contiguous, DistanceCeiling
 from .recall import AllHeld
 from .rope import Rope
+from .spill import Spilled, TopBlocks
 from .state import RingState
 from .verbs import Admit, Evict, Fold, Fresh, Place, Places, Recall
 from .view import EMPTY, FOLDED, View
@@ -20,6 +21,7 @@ __all__ = [
     "Admit",
     "AllHeld",
     "Contiguous",
+    "DistanceCeiling",
     "Dropped",
     "Everything",
     "Evict",
@@ -37,7 +39,9 @@ __all__ = [
     "Recall",
     "RingState",
     "Rope",
+    "Spilled",
     "StateError",
+    "TopBlocks",
     "View",
     "read_state",
     "write_state",

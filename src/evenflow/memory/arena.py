@@ -126,6 +126,16 @@ def with_columns(x: Tensor, columns: Tensor, what: Tensor) -> Tensor:
     return x.scatter(2, spread(columns, x), what)
 
 
+def columns_of(index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where stream indices wanted [R, k] or [R, G, k] stand among index [R, G, n], and whether they do: both [R, G, k]."""
+    wanted = wanted if wanted.ndim == 3 else wanted[:, None]
+    alike = torch.broadcast_shapes(index.shape[:2], wanted.shape[:2])
+    ordered, order = index.expand(*alike, -1).sort(-1)
+    wanted = wanted.expand(*alike, -1).contiguous()
+    at = torch.searchsorted(ordered, wanted).clamp_max(index.shape[-1] - 1)
+    return order.gather(-1, at), ordered.gather(-1, at) == wanted
+
+
 class Slots:
     """Keys and values of one layer: [B, H_kv, C, D] and [B, H_kv, C, D_v]."""
 

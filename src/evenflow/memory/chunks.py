@@ -48,6 +48,7 @@ class ArenaState(MemoryState):
         self.null_logits = None if logits is None else logits.detach().to(geometry.device)[:, None, :, None, None]
         self._current: ChunkStep | None = None
         self._forget()
+        self._open_store()  # here, so that a folder that cannot be used is told at once
 
     @torch.inference_mode(False)
     def _forget(self) -> None:
@@ -73,9 +74,13 @@ class ArenaState(MemoryState):
             made = getattr(memory, verb).tensors(g, frame)
             return {name: tensor.to(g.device) for name, tensor in made.items()}
 
-        self.store = memory.fold.store(g, frame)
         self.mine = [{verb: made(verb) for verb in ("fold", "recall")} for _ in range(g.layers)]
         self.tables = [Table(t.index, mine={verb: made(verb) for verb in KINDS}) for t in self.tables]
+
+    def _open_store(self) -> None:
+        """What the fold keeps outside of the arena, as soon as it is known how long a frame is."""
+        if self.store is None and self.frame is not None:
+            self.store = self.memory.fold.store(self.geometry, self.frame)
 
     def table(self, layer: int) -> int:
         """Which table tells what `layer` holds."""
@@ -134,7 +139,9 @@ class ArenaState(MemoryState):
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors().values()) + (self.store.nbytes if self.store else 0)
+        return sum(tensor.nbytes for tensor in self._tensors().values()) + (
+            0 if self.store is None else self.store.nbytes
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
@@ -215,11 +222,11 @@ class ArenaState(MemoryState):
 
     @torch.inference_mode(False)
     def fork(self) -> Self:
-        return self._copy(self.store.fork() if self.store else None)
+        return self._copy(None if self.store is None else self.store.fork())
 
     def snapshot(self) -> Self:
         """A copy that is only read: of what lies outside of the arena it sees what is there now."""
-        return self._copy(self.store.snapshot() if self.store else None)
+        return self._copy(None if self.store is None else self.store.snapshot())
 
     def _copy(self, store: Store | None) -> Self:
         self._idle("fork")
@@ -262,6 +269,11 @@ class ArenaState(MemoryState):
         self._idle("reorder")
         if tuple(rows.shape) != (self.batch,) or bool(((rows < 0) | (rows >= self.batch)).any()):
             raise ValueError(f"rows is {rows.tolist()}; expected {self.batch} row numbers from 0 to {self.batch - 1}")
+        if self.store is not None and len(set(rows.tolist())) < self.batch:
+            raise ValueError(
+                f"cannot go on from {rows.tolist()}: {self.memory.name} keeps blocks of every row outside of the memory, "
+                "and rows may change places there but not become copies; fork the stream instead"
+            )
         order = rows.to(self.geometry.device)
 
         def moved(tensor: Tensor) -> Tensor:
@@ -282,6 +294,8 @@ class ArenaState(MemoryState):
     def seek(self, position: int) -> None:
         """Continue as if what is held had been reached at stream index `position`: the window moves along, whole frames."""
         self._idle("seek")
+        if self.store is not None:
+            raise ValueError(f"cannot seek: what {self.memory.name} keeps outside of the memory stays where it was")
         shift = position - max(self._rows)
         if shift < 0 or len(set(self._rows)) > 1 or shift % (self.frame or 1):
             raise ValueError(
@@ -383,7 +397,10 @@ class ArenaState(MemoryState):
                     setattr(slots, name, tensor.clone())
                 self.mine[layer] = {v: _filled(own, left, f"layers.{layer}.{v}") for v, own in self.mine[layer].items()}
             stored = {name.removeprefix("store."): left.pop(name) for name in list(left) if name.startswith("store.")}
-            if self.store is not None and stored:
+            if stored:
+                self._open_store()
+                if self.store is None:
+                    raise ValueError(f"state holds a store; {self.memory.name} keeps none")
                 self.store.load_state_dict(stored)
             for name in [name for name in left if name.startswith("pending.") and name.count(".") == 1]:
                 *key, m, recache = left.pop(name).tolist()

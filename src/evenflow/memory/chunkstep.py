@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .arena import Moves, Slots, Table, Undo, gathered, place, put, with_columns
+from .channels import Elsewhere
 from .rope import Rotary
 from .verbs import Fresh, Places
 from .view import EMPTY, FOLDED, View
@@ -30,7 +31,7 @@ class Seen:
     keys: tuple[Tensor, Tensor] | None  # cosine and sine of the attended keys; None where they are stored rotated
     fresh: tuple[Tensor, Tensor] | None  # of the fresh tokens' keys, for what is stored rotated
     queries: tuple[Tensor, Tensor] | None
-    head_queries: tuple[Tensor, Tensor] | None  # as sinks and memory see them
+    head: Elsewhere | None  # where sinks and memory are met, if not where they are
     bias: Tensor | None  # [R, 1 or H_q, 1 or m, k]
 
 
@@ -101,6 +102,7 @@ class ChunkStep:
         if self.started:
             state.frame = self.frame
             state._own(self.frame)
+        state._open_store()
         return self
 
     def __exit__(
@@ -119,6 +121,8 @@ class ChunkStep:
         if not bool(torch.stack(self.signs).isfinite().all()):
             self._undo(failed=True)
             raise ValueError("keys or values hold NaN or infinity; nothing was stored")
+        store = state.store
+        mark = 0 if store is None else store.mark
         try:
             with torch.no_grad():
                 for layer in range(state.geometry.layers):
@@ -130,6 +134,8 @@ class ChunkStep:
                         state.memory.evict.arrive(view)
         except BaseException:
             self._undo(failed=True)
+            if store is not None:
+                store.rewind(mark)
             raise
         self._store()
 
@@ -222,12 +228,11 @@ class ChunkStep:
         if seen.columns is not None:
             keys, values = keys.index_select(2, seen.columns), values.index_select(2, seen.columns)
             view = replace(view, index=gathered(view.index, seen.columns), columns=seen.columns)
+        raw = keys
         if rotary is not None and seen.keys is not None:
             keys = rotary.rotate(keys, *seen.keys)
-        if rotary is not None and seen.head_queries is not None:
-            head = (view.column < view.sink + view.slots)[:, None]
-            keys = torch.cat([keys.masked_fill(head, 0), keys.masked_fill(~head, 0)], -1)
-            query = torch.cat([query, rotary.rotate(q, *seen.head_queries)], -1)
+        if rotary is not None and seen.head is not None:
+            query, keys, values = seen.head.met(rotary, q, raw[:, :, : seen.head.count], query, keys, values)
         bias, memory = seen.bias, state.memory
         view.mine = self._mine(layer, "recall")
         allowed = None if bias is None else bias > -torch.inf
@@ -235,7 +240,7 @@ class ChunkStep:
         if visible is not None:
             hidden = query.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
             bias = hidden if bias is None else bias + hidden
-        out = memory.recall.attend(view, query, keys, values, bias, g.scale[layer])
+        out = memory.recall.attend(view, query, keys, values, bias, g.scale[layer])[..., : g.value_dim]
         view.mine = self._mine(layer, "fold")
         more = memory.fold.read(view)
         return out if more is None else out + more
@@ -492,7 +497,7 @@ class ChunkStep:
             if len(some) * SPARSE < there.shape[2] * (SPARSE - 1):
                 columns, everything = some, True
                 index = index[..., some]
-        keys = fresh = queries = head_queries = None
+        keys = fresh = queries = head = None
         places = memory.place.positions(view)
         if rotary is not None:
             if self.state.raw:
@@ -501,10 +506,24 @@ class ChunkStep:
             queries = self._query_turn(rotary, places.queries, places.coordinates)
             fresh = None if self.state.raw else queries
             if places.head_queries is not None:
-                head_queries = self._query_turn(rotary, places.head_queries, places.coordinates)
+                head = self._elsewhere(rotary, places, places.head_queries, plan.table.tags, columns)
         bias = self._bias(layer, index, everything, places, plan.table.weight, columns, view.reached)
-        seen = plan.seen[key] = Seen(columns, keys, fresh, queries, head_queries, bias)
+        seen = plan.seen[key] = Seen(columns, keys, fresh, queries, head, bias)
         return seen
+
+    def _elsewhere(
+        self, rotary: Rotary, places: Places, queries: Tensor, tags: Mapping[str, Tensor], columns: Tensor | None
+    ) -> Elsewhere:
+        """Sinks and memory where `Places.head_queries` and `head_keys` say."""
+        own, keys = places.coordinates, None
+        chosen = torch.arange(self.pinned, device=queries.device) if columns is None else columns
+        chosen = chosen[chosen < self.pinned]
+        if places.head_keys is not None:
+            turn = rotary.at(self._axes(rotary, places.head_keys, tags, own, chosen))
+            keys = turn if turn[0].ndim == 4 else (turn[0][:, None], turn[1][:, None])
+        there = queries if own else queries[..., 0]
+        who = None if bool((there >= 0).all()) else (there >= 0)[:, None, :, None]
+        return Elsewhere(len(chosen), self._query_turn(rotary, queries.clamp_min(0), own), keys, who)
 
     def _axes(
         self, rotary: Rotary, positions: Tensor, tags: Mapping[str, Tensor], own: bool, columns: Tensor | None
@@ -514,7 +533,7 @@ class ChunkStep:
             where = tags.get("coordinates")
             if where is None:
                 where = positions.new_zeros(*positions.shape, rotary.coordinates)
-            where = where[..., : rotary.coordinates].to(positions.dtype)
+            where = where[:, :, : positions.shape[2], : rotary.coordinates].to(positions.dtype)
             heads = max(positions.shape[1], where.shape[1])
             rows = max(positions.shape[0], where.shape[0])
             where, positions = where.expand(rows, heads, *where.shape[2:]), positions.expand(rows, heads, -1)
@@ -547,7 +566,8 @@ class ChunkStep:
         """What is added to the scores, [R, 1 or H_q, 1 or m, n] in the memory's dtype; None where nothing is."""
         g, causal = self.state.geometry, self.state.memory.inside == "causal"
         reach = g.reach[layer]
-        hides = not everything or (causal and self.m > 1) or reach is not None
+        within = places.reach if causal else None
+        hides = not everything or (causal and self.m > 1) or reach is not None or within is not None
         if not hides and weight is None and g.alibi is None:
             return None
         allowed = (index != EMPTY)[:, :, None]
@@ -562,11 +582,13 @@ class ChunkStep:
                     near = distance <= back
                 allowed = allowed & (near | (slot < self.pinned))
         apart = None
-        if reach is not None or g.alibi is not None:
-            keys = places.keys if columns is None else places.keys.index_select(2, columns)
-            apart = places.queries[:, None, :, None] - keys[:, :, None]
+        if reach is not None or within is not None or g.alibi is not None:
+            apart = self._apart(places, columns)
         if reach is not None and apart is not None:
             allowed = allowed & (apart < reach)
+        if within is not None and apart is not None:
+            slot = torch.arange(index.shape[2], device=g.device) if columns is None else columns
+            allowed = allowed & ((apart <= within) | (slot < self.pinned))
         if self.counted is not None:
             allowed = allowed | ~allowed.any(-1, keepdim=True)
         groups = g.heads // g.kv_heads
@@ -580,6 +602,17 @@ class ChunkStep:
             apart = apart.repeat_interleave(groups, 1) if apart.shape[1] > 1 else apart
             bias = bias - g.alibi.to(g.device, g.dtype)[:, None, None] * apart
         return bias
+
+    def _apart(self, places: Places, columns: Tensor | None) -> Tensor:
+        """How far before each query every key stands, [R, G, m, n], sinks and memory where the query meets them."""
+        apart = places.queries[:, None, :, None] - places.keys[:, :, None]
+        if places.head_queries is not None:
+            keys = places.keys[..., : self.pinned] if places.head_keys is None else places.head_keys
+            head = places.head_queries[:, None, :, None] - keys[:, :, None]
+            elsewhere = (places.head_queries >= 0)[:, None, :, None]
+            apart = apart.expand(*torch.broadcast_shapes(apart.shape[:3], head.shape[:3]), -1).clone()
+            apart[..., : self.pinned] = torch.where(elsewhere, head, apart[..., : self.pinned])
+        return apart if columns is None else apart.index_select(3, columns)
 
 
 def _merged(old: Table, new: Table, rows: slice, batch: int) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arena import Table
+from .arena import Table, columns_of, gathered
 from .chunks import ArenaState
 from .chunkstep import ChunkStep
 from .evict import Never
@@ -39,8 +39,9 @@ class Question(ArenaState):
 
     def __init__(self, source: ArenaState) -> None:
         self.source = source.snapshot()
+        sinks = source.memory.sink * (self.source.frame or 1)
         memory = Memory(
-            window=None, evict=Growing(), place=source.memory.recall.answer_place or Contiguous(), frame=1,
+            sink=sinks, window=None, evict=Growing(), place=source.memory.recall.answer_place or Contiguous(), frame=1,
             inside="causal", rows=source.memory.rows, name="question",
         )  # fmt: skip
         super().__init__(replace(memory, params={"of": source.memory.spec}), source.geometry)
@@ -48,13 +49,16 @@ class Question(ArenaState):
         self.tables = [table.widened(self.batch, 1) for table in self.tables]  # rows select different tokens
         self.asked = False
 
-    def retrieve(self, m: int, tags: Mapping[str, Tensor] | None = None) -> ChunkStep:
-        """A step of which nothing stays but what its queries select; selecting again replaces the selection."""
+    def retrieve(self, m: int, tags: Mapping[str, Tensor] | None = None, mask: Tensor | None = None) -> ChunkStep:
+        """A step of which nothing stays but what its queries select; selecting again replaces the selection.
+
+        mask: bool [B, m], False for padding, which selects nothing.
+        """
         self._idle("retrieve")
         if self.asked and len(self._rows) and self._rows != self.source._rows:
             raise RuntimeError("the answer has begun; ask another question to select anew")
         self.asked = False
-        return self.step(m, tags, commit=False)
+        return self.step(m, tags, commit=False, mask=mask)
 
     def _open(self, m: int, *options: Any) -> ChunkStep:
         opened = super()._open(m, *options)
@@ -64,6 +68,8 @@ class Question(ArenaState):
 
     def _mount(self, layer: int, query: Tensor) -> None:
         """Put what the question selects in this layer at the front of its slots."""
+        if self._current is not None and self._current.counted is not None:
+            query = query.masked_fill(~self._current.counted[:, None, :, None], 0)
         source, g = self.source, self.geometry
         table, frame = source.tables[source.table(layer)], source.frame or 1
         consumed = torch.tensor(source._rows[: len(table.index)], device=g.device)
@@ -75,12 +81,29 @@ class Question(ArenaState):
             source=lambda: (source.slots[layer].keys, source.slots[layer].values),
         )  # fmt: skip
         keys, values, index = source.memory.recall.retrieve(view)
-        index = index.reshape(1, 1, -1) if index.ndim == 1 else index[:, None]
+        index = index.reshape({1: (1, 1, -1), 2: (len(index), 1, -1), 3: index.shape}[index.ndim])
         self.slots[layer].keys, self.slots[layer].values = keys.clone(), values.clone()
-        self.tables[layer] = Table(index.clone(), mine=self.tables[layer].mine)
+        self.tables[layer] = replace(_of_selected(table, index), mine=self.tables[layer].mine)
         if layer == g.layers - 1:
             self.asked = True
 
     def held(self, layer: int, row: int = 0, head: int = 0) -> list[int]:
         """Stream indices of what was selected, then the question's own tokens, counted on from where the stream stood."""
         return super().held(layer, row, head)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Raises ValueError: what a question saw is the stream's."""
+        raise ValueError("a question is not saved; save the stream it was asked of, and ask again")
+
+
+def _of_selected(table: Table, index: Tensor) -> Table:
+    """A table of what was selected, index int64 [R, G, n], with the weights and tags that the stream's table has of it."""
+    if table.weight is None and not table.tags:
+        return Table(index.clone())
+    columns, there = columns_of(table.index, index)
+
+    def of(part: Tensor) -> Tensor:
+        found = gathered(part, columns)
+        return found.masked_fill(~there.reshape(*there.shape, *[1] * (found.ndim - 3)), 0)
+
+    return replace(table.map(of), index=index.expand_as(columns).clone())

@@ -33,7 +33,7 @@ class Index:
     """What is known of a layer's blocks, one row each, by ascending id; never to be written into.
 
     ids: int64 [n] on the CPU. first, count: int64 [n], first stream index and number of tokens. tensors: what `put` was
-    given, stacked, [n, …]. All but ids on the store's device.
+    given, stacked, [n, …]. All but ids where the store keeps its index.
     """
 
     ids: Tensor
@@ -133,5 +133,5 @@ class Shelf:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers on the device."""
+        """Bytes of the buffers, where the index is kept."""
         return sum(rows.nbytes for name, rows in self.rows.items() if name != ID)

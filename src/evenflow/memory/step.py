@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import softmax_attention
+from .channels import score_channels
 from .rope import Rotary
 from .verbs import Fresh
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .state import Held, RingState
 
 QUERIES = 128  # Queries of a block that share one mask and one slice of keys: small wastes calls, large wastes scores.
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -469,15 +469,10 @@ def _head_channels(
     keys: list[Tensor] = []
 
     def add_scores(scores: Tensor, first: int) -> None:
-        """One channel a place, holding the score itself; in half precision a second one holds what rounding lost."""
-        count = scores.shape[-1]
-        one = q.new_zeros(g.batch, g.kv_heads, head, count)
-        one[:, :, first : first + count] = torch.eye(count, dtype=q.dtype, device=q.device)
-        queries.append(scores.to(q.dtype))
-        keys.append(one)
-        if q.dtype in HALF:
-            queries.append((scores - queries[-1]).to(q.dtype))
-            keys.append(one)
+        for_queries, for_keys = score_channels(scores, g.kv_heads, q.dtype)
+        queries.append(for_queries)
+        keys.append(q.new_zeros(g.batch, g.kv_heads, head, for_keys.shape[-1]))
+        keys[-1][:, :, first : first + scores.shape[-1]] = for_keys
 
     if track.rotary is not None and plan.query_turn is not None and plan.head_turn is not None:
         turned = track.rotary.rotate(q, *plan.query_turn)

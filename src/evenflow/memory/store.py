@@ -1,4 +1,4 @@
-"""Blocks of attention memory off the device: device → host RAM → disk, with an index that stays on the device.
+"""Blocks of attention memory off the device: device → host RAM → disk, with an index of all of them in one place.
 
 A block is the keys and values of a stretch of the stream in one layer. It is copied when put and never changed. It lies
 in RAM until `ram_bytes` are full; then those least recently used are written to disk, synced, and only then leave RAM.
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class StoreWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Levels:
-    """Bytes at each level. device: index and blocks brought back. disk: this store's own files."""
+    """Bytes at each level; the index counts where it is. device: blocks brought back. disk: this store's own files."""
 
     device: int
     ram: int
@@ -59,7 +59,7 @@ class Reading:
         """The index of one layer."""
         with self.store._lock:
             shelf, n = self._shelf(layer)
-            return shelf.index(n, self.store.device)
+            return shelf.index(n, self.store.index_device)
 
     def fetch(self, layer: int, ids: Sequence[int] | Tensor) -> Fetched:
         """Bring blocks to the device. What is lost, dropped or unknown is named in `missing`; the others come."""
@@ -116,6 +116,15 @@ class Snapshot(Reading):
         """Bytes on the device, which are the store's."""
         return self.store.nbytes
 
+    @property
+    def mark(self) -> int:
+        """That of the store."""
+        return self.store.mark
+
+    def rewind(self, mark: int) -> None:
+        """Not of a snapshot."""
+        raise StoreError("a snapshot is read-only and takes nothing back; rewind the store")
+
     def snapshot(self) -> Self:
         """Itself: it never changes."""
         return self
@@ -134,27 +143,33 @@ class Snapshot(Reading):
 
 
 class Store(Reading):
-    """Blocks of `layers` layers, on `device`, in host RAM and on disk.
+    """Blocks of `layers` layers (or of rows of layers), on `device`, in host RAM and on disk.
 
     ram_bytes: most that keys and values take in RAM (pinned, for a CUDA device). disk: a folder in which the store
     makes one of its own, so that states, forks and questions may all name the same; None: what RAM cannot hold is lost.
     disk_bytes: most that its files take, with all they need. device_bytes: most that blocks brought back take on the
-    device (the index comes on top; for a CPU device only blocks from disk count, the others are in RAM already).
+    device (for a CPU device only blocks from disk count, the others are in RAM already). index: where it is kept, on top
+    of these limits, as it never leaves. On the "device" scores need no copy, but bytes there grow with the stream, one
+    vector a block; in "ram" they do not, and every scoring costs a copy of the query to the host and waits for it.
 
-    `fork` shares blocks, which never change, and the files they are in; each goes on in a folder of its own. A fork
-    that is opened again after the original lost its oldest files has lost those blocks too; in memory it keeps them.
+    `fork` shares blocks, which never change, and the files they are in; each goes on in a folder of its own, which a
+    fork makes when it has something to write. A fork that is opened again after the original lost its oldest files has
+    lost those blocks too; in memory it keeps them.
     """
 
     def __init__(
         self, layers: int, device: torch.device | str = "cpu", *, ram_bytes: int, disk: Path | str | None = None,
-        disk_bytes: int | None = None, device_bytes: int = 0,
+        disk_bytes: int | None = None, device_bytes: int = 0, index: Literal["device", "ram"] = "device",
     ) -> None:  # fmt: skip
+        if index not in ("device", "ram"):
+            raise ValueError(f"index is {index!r}; it is kept on the 'device' or in 'ram'")
         if layers < 1 or min(ram_bytes, device_bytes, disk_bytes or 0) < 0:
             raise ValueError(
                 f"layers is {layers}, ram_bytes {ram_bytes}, disk_bytes {disk_bytes}, device_bytes {device_bytes}; "
                 "a store has a layer at least, and no limit is negative"
             )
         self.layers, self.device = layers, torch.device(device)
+        self.index_in, self.index_device = index, self.device if index == "device" else torch.device("cpu")
         self.ram_bytes, self.disk_bytes, self.device_bytes = ram_bytes, disk_bytes, device_bytes
         self.disk = None if disk is None else Path(disk)
         self.lost: dict[int, str] = {}
@@ -174,7 +189,7 @@ class Store(Reading):
         self._closed = False
         if self.disk is not None:
             try:
-                self._folder = Folder.new(self.disk, layers, disk_bytes)
+                self._opened()
             except OSError as error:
                 raise StoreError(
                     f"cannot keep a store in {self.disk}: {error.strerror}; name another folder"
@@ -199,7 +214,7 @@ class Store(Reading):
             )
         if any(name.startswith(".") for name in index):
             raise ValueError(f"the index has names {list(index)}; names do not begin with a dot")
-        with self._writing:
+        with torch.inference_mode(False), self._writing:  # buffers must be writable outside of that mode too
             if self._closed:
                 raise StoreError(f"the store is closed; open it again with Store.recover({str(self.path)!r}, …)")
             self._shelves[layer].fits(index)
@@ -211,7 +226,7 @@ class Store(Reading):
                 pair = self._copied(keys), self._copied(values)
                 block = Block(self._next, layer, first, keys.shape[-2], nbytes, ram=pair)
                 self._next += 1
-                self._shelves[layer].append(block, index, self.device)
+                self._shelves[layer].append(block, index, self.index_device)
                 if fits:
                     self._ram[block.id] = block
                     self._ram_used += nbytes
@@ -233,6 +248,15 @@ class Store(Reading):
                 except OSError as error:
                     self._untold.append(f"blocks were dropped, but that could not be noted on disk: {error.strerror}")
         self._tell()
+
+    @property
+    def mark(self) -> int:
+        """The id of the next block, for `rewind`."""
+        return self._next
+
+    def rewind(self, mark: int) -> None:
+        """Remove what was put since `mark` was read."""
+        self.drop(range(mark, self._next))
 
     def flush(self) -> None:
         """Confirm everything on disk. Raises StoreError if that cannot be; then the blocks stay where they are."""
@@ -270,18 +294,22 @@ class Store(Reading):
     @property
     def path(self) -> Path | None:
         """Its own folder, for `recover`."""
-        return self._folder.path if self._folder else None
+        if self.disk is None:
+            return None
+        with self._writing:
+            return self._opened().path
 
     @property
     def levels(self) -> Levels:
         """Bytes at each level, now."""
         with self._lock:
             index = sum(shelf.nbytes for shelf in self._shelves)
-            return Levels(index + self._near_used, self._ram_used, self._folder.size if self._folder else 0)
+            near, far = (index, 0) if self.index_in == "device" else (0, index)
+            return Levels(near + self._near_used, far + self._ram_used, self._folder.size if self._folder else 0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device: the index and the blocks brought back."""
+        """Bytes on the device: the blocks brought back, and the index if it is there."""
         return self.levels.device
 
     def _shelf(self, layer: int) -> tuple[Shelf, int]:
@@ -297,6 +325,14 @@ class Store(Reading):
     def _copied(self, x: Tensor) -> Tensor:
         pinned = self.device.type == "cuda"
         return torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned).copy_(x.detach())
+
+    def _opened(self) -> Folder:
+        """The own folder, made when first needed. Raises OSError."""
+        assert self.disk is not None
+        if self._folder is None:
+            self._folder = Folder.new(self.disk, self.layers, self.disk_bytes)
+            self._inherit()
+        return self._folder
 
     # From RAM to disk
 
@@ -342,20 +378,22 @@ class Store(Reading):
         return why | {b.id: "its place on disk was needed" for b in blocks if b.span is None and b.id not in why}
 
     def _write(self, group: list[Block]) -> dict[int, str]:
-        if self._folder is None:
+        if self.disk is None:
             return {
                 block.id: f"ram_bytes, {self.ram_bytes:,}, are used up, and the store has no disk" for block in group
             }
         while True:
             try:
-                spans = self._folder.write(group, self._of)
+                spans = self._opened().write(group, self._of)
             except OSError as error:
+                segments = self._folder.segments if self._folder else []
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                oldest = next((segment for segment in self._folder.segments if segment.blocks), None)
+                oldest = next((segment for segment in segments if segment.blocks), None)
                 if full and oldest is not None:
                     self._give_up(oldest, f"{error.strerror}: the oldest were given up")
                     continue
-                return {block.id: f"cannot be written to {self._folder.path}: {error.strerror}" for block in group}
+                where = self._folder.path if self._folder else self.disk
+                return {block.id: f"cannot be written to {where}: {error.strerror}" for block in group}
             with self._lock:
                 for block in group:
                     block.span = spans[block.id]
@@ -482,19 +520,19 @@ class Store(Reading):
     def fork(self) -> Store:
         """A store with the same blocks that goes on by itself: own limits, own folder beside this one's."""
         with self._writing, self._lock:
-            twin = Store(self.layers, self.device, **self._limits())
+            twin = Store(self.layers, self.device, **{**self._limits(), "disk": None})
+            twin.disk = self.disk
             twin._next, twin.lost = self._next, dict(self.lost)
             copies = {block.id: replace(block) for shelf in self._shelves for block in shelf.blocks}
             twin._shelves = [shelf.twin(copies) for shelf in self._shelves]
             twin._ram = OrderedDict((id, copies[id]) for id in self._ram)
             twin._ram_used = self._ram_used
-        twin._inherit()
         return twin
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is needed to go on. With a disk: the index, and where blocks are, after a flush; else all blocks."""
         with self._writing:
-            if self._folder is not None:
+            if self.disk is not None:
                 with self._lock:
                     self._confirm([block for block in self._ram.values() if block.span is None])
             state: dict[str, Tensor] = {}
@@ -503,7 +541,7 @@ class Store(Reading):
                 for layer, shelf in enumerate(self._shelves):
                     state |= {
                         f"index.{layer}.{name}": rows.clone()
-                        for name, rows in shelf.index(len(shelf.blocks), self.device).tensors.items()
+                        for name, rows in shelf.index(len(shelf.blocks), self.index_device).tensors.items()
                     }
                     for block in shelf.blocks:
                         entry: list[Any] = [block.id, layer, block.first, block.count, block.nbytes]
@@ -516,6 +554,7 @@ class Store(Reading):
         self._tell()
         return state | {"about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Become what `state_dict` described. Blocks whose files are gone are lost, and said; the others are here."""
         try:
@@ -542,7 +581,7 @@ class Store(Reading):
                 else:
                     block.ram = self._copied(state[f"keys.{id}"]), self._copied(state[f"values.{id}"])
                 with self._lock:
-                    shelf.append(block, row, self.device)
+                    shelf.append(block, row, self.index_device)
             with self._lock:
                 self._next, self.lost = about["next"], {int(id): text for id, text in about["lost"]}
             self._inherit()
@@ -553,7 +592,7 @@ class Store(Reading):
     @classmethod
     def recover(
         cls, path: Path | str, device: torch.device | str = "cpu", *, ram_bytes: int, disk_bytes: int | None = None,
-        device_bytes: int = 0,
+        device_bytes: int = 0, index: Literal["device", "ram"] = "device",
     ) -> Store:  # fmt: skip
         """Open a store's own folder (`path` of the store) again, whatever ended the process that wrote it.
 
@@ -561,10 +600,12 @@ class Store(Reading):
         or cut are lost. Raises StoreError if there is no store, or another process writes it.
         """
         folder, found = Folder.reopen(Path(path), disk_bytes)
-        store = cls(folder.layers, device, ram_bytes=ram_bytes, disk_bytes=disk_bytes, device_bytes=device_bytes)
+        store = cls(
+            folder.layers, device, ram_bytes=ram_bytes, disk_bytes=disk_bytes, device_bytes=device_bytes, index=index
+        )
         store.disk, store._folder = folder.path.parent, folder
         for block in found.blocks:
-            store._shelves[block.layer].append(block, found.index[block.id], store.device)
+            store._shelves[block.layer].append(block, found.index[block.id], store.index_device)
         store._next = 1 + max([block.id for block in found.blocks] + list(found.lost), default=-1)
         store._untold += found.notes
         store._lose(found.lost)
@@ -573,7 +614,7 @@ class Store(Reading):
 
     def _limits(self) -> dict[str, Any]:
         names = ("ram_bytes", "disk", "disk_bytes", "device_bytes")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"index": self.index_in}
 
     def _inherit(self) -> None:
         """Note in the own folder what lies in others' files, so that this store can be recovered by itself."""

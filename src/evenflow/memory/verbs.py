@@ -97,6 +97,13 @@ class Store(Protocol):
     def nbytes(self) -> int:
         """Bytes on the memory's device."""
 
+    @property
+    def mark(self) -> int:
+        """What `rewind` goes back to."""
+
+    def rewind(self, mark: int) -> None:
+        """Take back what was put since: the step that brought it failed."""
+
     def fork(self) -> Store:
         """An independent copy."""
 
@@ -205,11 +212,15 @@ class Places:
     """Positions on the time axis (frames, or tokens where a frame is one token).
 
     keys: int64 [R, G, n] for the columns of `view.index` (what stands where nothing is held does not matter).
-    queries: int64 [R, m]. head_queries: int64 [R, m], where the queries stand as sinks and memory see them; None: the
-    same place. coordinates: False when the positions are complete in themselves, [R, G, n, axes] and [R, m, axes].
+    queries: int64 [R, m]. head_queries: int64 [R, m], where the queries stand as sinks and memory see them, −1 for a query
+    that stands where it stands; None: all do. head_keys: int64 [R, G, sinks + memory], where these are then; None: where
+    they are. reach: in causal steps, how far back in positions a query sees in the window; None: any.
+    coordinates: False when the positions are complete in themselves, [R, G, n, axes] and [R, m, axes].
     """
 
     keys: Tensor
     queries: Tensor
     head_queries: Tensor | None = None
+    head_keys: Tensor | None = None
+    reach: int | None = None
     coordinates: bool = True

@@ -29,7 +29,7 @@ class Call:
 
 def rotated(x: Tensor, positions: Tensor | Sequence[Any], rope: Rope | None) -> Tensor:
     """`x` [..., n, D] with token r turned to positions[r]: a number, or one number an axis of the rope."""
-    if rope is None:
+    if rope is None or not x.shape[-2]:
         return x
     dim = x.shape[-1]
     frequencies, axes = rope.frequencies(dim), rope.axes or (0,) * (rope.rotated(dim) // 2)

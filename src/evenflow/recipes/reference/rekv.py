@@ -29,7 +29,7 @@ def reference(
 
 
 def one(q: Tensor, k: Tensor, v: Tensor, p: int, rope: Rope | None, n_init: int, n_local: int) -> Tensor:
-    """What the query q [H_q, 1, D] of token p reads from the stream's un-rotated k and v: [H_q, 1, D_v]."""
+    """What the query q [H_q, 1, D] of token p reads from all un-rotated k and v up to it: [H_q, 1, D_v]."""
     if p < n_local:
         return attention(rotated(q, [p], rope), rotated(k[:, : p + 1], arange(p + 1), rope), v[:, : p + 1])
     window = [j for j in range(p - n_local + 1, p + 1) if j >= n_init]
@@ -66,13 +66,14 @@ def select(q: Tensor, representatives: list[Tensor], size: int, chunk: int = 1) 
 
 
 def ask(
-    stream: list[Pair], question: list[Call], calls: list[list[Call]], rope: Rope | None, *, n_init: int, block: int,
-    size: int, chunk: int = 1,
+    stream: list[Pair], question: list[Call], calls: list[list[Call]], rope: Rope | None, *, n_init: int, n_local: int,
+    block: int, size: int, chunk: int = 1,
 ) -> tuple[list[list[int]], list[Tensor], list[list[Tensor]]]:  # fmt: skip
     """A question over all k, v [H_kv, n, D] that each layer has read, and what is said after it.
 
     Per layer: the stream indices retrieved, what the question reads, and what each of `calls` reads, which stand
-    behind what was retrieved (the question does not: its prompt says it again).
+    behind what was retrieved (the question does not: its prompt says it again). All that is there is read as if it were
+    a stream: from token n_local on through the window.
     """
     retrieved, asked, answers = [], [], []
     for (keys, values), query, later in zip(stream, question, calls, strict=True):
@@ -81,21 +82,20 @@ def ask(
         ids = select(query.q, [representative(keys[:, part], query.q.shape[0]) for part in cut], size, chunk)
         index = [*range(min(n_init, n)), *(j for i in ids for j in cut[i])]
         retrieved.append(index)
-        asked.append(append(keys[:, index], values[:, index], query, rope)[0])
+        asked.append(append(keys[:, index], values[:, index], query, rope, n_init, n_local)[0])
         k, v, out = keys[:, index], values[:, index], []
         for call in later:
-            y, k, v = append(k, v, call, rope)
+            y, k, v = append(k, v, call, rope, n_init, n_local)
             out.append(y)
         answers.append(out)
     return retrieved, asked, answers
 
 
-def append(k: Tensor, v: Tensor, call: Call, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What a call reads causally behind k, v at positions 0, 1, 2, …; and k, v with it."""
+def append(
+    k: Tensor, v: Tensor, call: Call, rope: Rope | None, n_init: int, n_local: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a call reads behind k, v, which are at positions 0, 1, 2, …; and k, v with it."""
     first = k.shape[1]
     k, v = cat([k, call.k], 1), cat([v, call.v], 1)
-    keys = rotated(k, arange(k.shape[1]), rope)
-    query = rotated(call.q, arange(first, k.shape[1]), rope)
-    out = [attention(query[:, i : i + 1], keys[:, : first + i + 1], v[:, : first + i + 1])
-           for i in range(call.q.shape[1])]  # fmt: skip
+    out = [one(call.q[:, i : i + 1], k, v, first + i, rope, n_init, n_local) for i in range(call.q.shape[1])]
     return cat(out, 1), k, v
