@@ -25,7 +25,7 @@ READERS = sorted(info.name for info in ef.recipes() if ef.recipe(info.name).insi
             "[ sink 1 frame | memory 0 | window 9 frames, the fresh ones among them ]",
         ),
         (Memory(frame=7, evict=Never(), place=Absolute()), "[ sink 0 | memory 0 | held everything ] + fresh"),
-        (ef.recipe("infinite-vggt"), "[ sink 1 frame | memory 0 | held what MostAlike keeps ] + fresh"),
+        (ef.recipe("infinite-vggt"), "[ sink 1 frame | memory 0 | held what LeastDiverse keeps ] + fresh"),
         (ef.recipe("anchor-forcing"), "[ sink 3 frames | memory 6 frames | window 9 frames, the fresh ones among them ]"),
         (
             ef.recipe("hybrid-forcing"),

@@ -10,9 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..memory import Absolute, Contiguous, Memory, MemoryState, View
+from ..memory import Absolute, Contiguous, LeastAttended, Memory, MemoryState, View
 from ..recipes import recipe
-from ..recipes.deep_forcing import Participative
 from .compare import Reading, built
 from .registry import Bench, claim
 from .streams import Frames, Step
@@ -124,19 +123,19 @@ def half_precision(bench: Bench, chunks: int) -> None:
 # -- Deep Forcing --------------------------------------------------------------------------------------------------
 
 
-class Newest(Participative):
+class Newest(LeastAttended):
     """Keeps the newest of what is neither sink nor recent."""
 
     def scores(self, view: View) -> Tensor:
-        return view.index[:, 0].expand(view.batch, -1).float()
+        return view.index[:, :1].expand(view.batch, -1, -1).float()
 
 
-class AtRandom(Participative):
+class AtRandom(LeastAttended):
     """Keeps any tokens."""
 
     def scores(self, view: View) -> Tensor:
         made = torch.Generator().manual_seed(int(view.consumed.max()) * view.layers + view.layer)
-        return torch.rand(view.batch, view.index.shape[-1], generator=made)
+        return torch.rand(view.batch, 1, view.index.shape[-1], generator=made)
 
 
 WATCHED = (12, 14, 16, 18)  # frames that bring a detail which later frames look at: behind the deep sink
@@ -146,8 +145,8 @@ LIVE = Frames(watched=WATCHED, focus=0.5)
 def choosing(reuse: int = 7) -> dict[str, Memory]:
     """The same sinks, recent frames and budget; what is between them is chosen in different ways."""
     ours = recipe("deep-forcing", frame=LIVE.frame, reuse=reuse)
-    assert isinstance(ours.evict, Participative)
-    given = {name: getattr(ours.evict, name) for name in ("window", "capacity", "recent", "fusion")}
+    assert isinstance(ours.evict, LeastAttended)
+    given = {name: getattr(ours.evict, name) for name in ("capacity", "recent", "fusion")}
     return {
         "deep-forcing": ours,
         "newest instead": replace(ours, evict=Newest(**given, reuse=0)),

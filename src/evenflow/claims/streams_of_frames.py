@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..memory import Absolute, Memory, MemoryState, Oldest, Rope
+from ..memory import Absolute, Memory, MemoryState, Oldest, Rope, Timeless
 from ..models import open_stream
 from ..recipes import recipe
-from ..recipes.infinite_vggt import Timeless
 from ..recipes.reference import Call, dvgt2
 from .quality import ratio_of
 from .registry import Bench, claim

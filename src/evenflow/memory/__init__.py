@@ -1,16 +1,23 @@
 """Bounded attention memory: five verbs, one layout, exact at any distance from the start of a stream."""
 
 from .admit import Everything
+from .attended import LeastAttended
 from .base import MemoryState
+from .diverse import LeastDiverse
 from .evict import LastByModality, LastSeconds, Never, Oldest
 from .files import StateError, read_state, write_state
-from .fold import Dropped
+from .fold import Averaged, Convolved, Dropped
+from .heads import ByHeadGroup
 from .layout import Geometry, Memory
-from .place import Absolute, Contiguous, DistanceCeiling
-from .recall import AllHeld
+from .linear import LinearState
+from .merging import Merged
+from .place import Absolute, Clipped, Contiguous, DistanceCeiling, Realigned, Regions, Timeless
+from .recall import AllHeld, BestBlocks, Pages, SameBucket
 from .rope import Rope
+from .rounds import RoundsByModality, TextFirst
 from .spill import Spilled, TopBlocks
 from .state import RingState
+from .thinning import Thinned
 from .verbs import Admit, Evict, Fold, Fresh, Place, Places, Recall
 from .view import EMPTY, FOLDED, View
 
@@ -20,7 +27,12 @@ __all__ = [
     "Absolute",
     "Admit",
     "AllHeld",
+    "Averaged",
+    "BestBlocks",
+    "ByHeadGroup",
+    "Clipped",
     "Contiguous",
+    "Convolved",
     "DistanceCeiling",
     "Dropped",
     "Everything",
@@ -30,17 +42,29 @@ __all__ = [
     "Geometry",
     "LastByModality",
     "LastSeconds",
+    "LeastAttended",
+    "LeastDiverse",
+    "LinearState",
     "Memory",
     "MemoryState",
+    "Merged",
     "Never",
     "Oldest",
+    "Pages",
     "Place",
     "Places",
+    "Realigned",
     "Recall",
+    "Regions",
     "RingState",
     "Rope",
+    "RoundsByModality",
+    "SameBucket",
     "Spilled",
     "StateError",
+    "TextFirst",
+    "Thinned",
+    "Timeless",
     "TopBlocks",
     "View",
     "read_state",

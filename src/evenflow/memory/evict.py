@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from .verbs import Evict
 from .view import FAR, View
+
+if TYPE_CHECKING:
+    from .layout import Memory
 
 TICK = 1e-6  # seconds; ages are told no finer, so that equal steps of time hold equally many items
 
@@ -25,6 +28,7 @@ class Oldest(Evict):
     """
 
     with_fresh: bool = False
+    in_order: ClassVar[bool] = True
 
     def keep(self, view: View) -> Tensor | None:
         if view.window is None:
@@ -46,10 +50,23 @@ class Oldest(Evict):
 
 @dataclass(frozen=True)
 class Never(Evict):
-    """Nothing leaves: the memory grows with the stream (or its fold keeps it small)."""
+    """Nothing leaves: the memory grows with the stream, unless its fold keeps it small.
+
+    room: slots for so many tokens beside sinks and memory are made at once; None: as they are needed.
+    """
+
+    room: int | None = None
+    in_order: ClassVar[bool] = True
+
+    def suits(self, memory: Memory) -> None:
+        if memory.window is not None:
+            raise ValueError(f"window is {memory.window}, but nothing ever leaves with `Never`; leave it None")
 
     def keep(self, view: View) -> Tensor | None:
         return torch.ones_like(view.index, dtype=torch.bool)
+
+    def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
+        return None if self.room is None else sink + slots + self.room
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class LastSeconds(Evict):
 
     seconds: float
     needs: ClassVar[tuple[str, ...]] = ("time",)
+    in_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (

@@ -82,6 +82,11 @@ class Memory:
             raise ValueError(f"{self.name}: null is {self.null!r}; it must be None, 'zero' or 'learned'")
         if self.recompute and self.window is None:
             raise ValueError(f"{self.name}: re-computation needs a window")
+        for verb in VERBS:
+            try:
+                getattr(self, verb).suits(self)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
 
     @property
     def capacity(self) -> int | None:
@@ -114,7 +119,10 @@ class Memory:
         from .chunks import ArenaState
         from .state import RingState
 
-        return (RingState if self.on_ring else ArenaState)(self, Geometry.of(**geometry))
+        served = Geometry.of(**geometry)
+        for verb in VERBS:
+            getattr(self, verb).serves(served)
+        return (RingState if self.on_ring else ArenaState)(self, served)
 
 
 def per_layer(value: Any, layers: int, name: str) -> tuple[Any, ...]:

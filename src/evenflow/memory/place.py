@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from .verbs import Place, Places
-from .view import View
+from .view import EMPTY, View
+
+if TYPE_CHECKING:
+    from .layout import Geometry, Memory
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Contiguous(Place):
         return torch.zeros_like(position) if capacity is None else (position - capacity).clamp_min(0)
 
     def positions(self, view: View) -> Places:
-        rank = view.rank()
+        rank = ending_together(view.rank(), view)
         queries, lost = view.of_fresh(rank), view.lost()
         # Behind a gap that opens within a step the sinks come nearer, as if its tokens had come one by one.
         head = None if lost is None or not (view.sink or view.slots) else (queries - lost) // view.frame
@@ -37,7 +40,82 @@ class Absolute(Place):
         return torch.zeros_like(position)
 
     def positions(self, view: View) -> Places:
-        return Places(view.index // view.frame, view.stream // view.frame)
+        return Places(view.origin // view.frame, view.stream // view.frame)
+
+
+@dataclass(frozen=True)
+class Timeless(Place):
+    """No token has a place in time; rows and columns (`coordinates`) stay as they came."""
+
+    moves: ClassVar[bool] = False
+
+    def positions(self, view: View) -> Places:
+        return Places(torch.zeros_like(view.index), torch.zeros_like(view.stream))
+
+
+@dataclass(frozen=True)
+class Clipped(Place):
+    """Sinks stand at the start; window and queries at their own time, until that would pass `horizon` frames.
+
+    From there on window and queries stay where they are. Source: Hybrid Forcing, arXiv 2604.10103.
+    """
+
+    horizon: int
+
+    def positions(self, view: View) -> Places:
+        back = shift(view, self.horizon)
+        keys = torch.where(view.pinned, view.origin, view.origin - back[:, None])
+        return Places(keys // view.frame, (view.stream - back) // view.frame)
+
+
+@dataclass(frozen=True)
+class Regions(Place):
+    """Sinks from 0, memory from `second` on, and a window that ends at `trained` − 1 once the stream is as long.
+
+    blocks: into how many equal parts the memory is divided, each of which begins at `second`. Counted in frames. Source:
+    Anchor Forcing, arXiv 2603.13405, section on tri-region RoPE.
+    """
+
+    trained: int
+    second: int
+    blocks: int = 1
+
+    def suits(self, memory: Memory) -> None:
+        if not memory.sink <= self.second <= self.trained:
+            raise ValueError(
+                f"second is {self.second}, trained {self.trained}; the memory stands behind {memory.sink} sink frames, and "
+                "before the end of the trained ones"
+            )
+
+    def positions(self, view: View) -> Places:
+        frame, end = view.frame, view.sink + view.slots
+        gone = ((view.consumed + view.m) // frame - self.trained).clamp_min(0)
+        within = (view.column - view.sink) % max(view.slots // self.blocks, 1) // frame
+        head = torch.where(view.column < view.sink, view.column // frame, self.second + within)
+        keys = torch.where(view.column < end, head, view.index // frame - gone[:, None, None])
+        return Places(keys, view.stream // frame - gone[:, None])
+
+
+@dataclass(frozen=True)
+class Realigned(Place):
+    """Frames stand at their times; sinks directly before the others when tokens have left, and there until more leave.
+
+    Remembered is by how many frames the first sink is behind the next fresh frame, in each head that holds others. Source:
+    Deep Forcing, arXiv 2512.05081, section on the deep sink.
+    """
+
+    def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
+        return {"behind": torch.zeros(geometry.batch, 1, dtype=torch.int64)}
+
+    def positions(self, view: View) -> Places:
+        frame, now = view.frame, (view.consumed // view.frame)[:, None]
+        held = (view.index[..., view.sink :] != EMPTY).sum(-1) // frame
+        behind = torch.where(view.left[:, None], held + view.sink // frame, view.mine["behind"])
+        view.mine["behind"] = behind + (view.coming // frame)[:, None]
+        keys = torch.where(
+            view.column < view.sink, view.column // frame + (now - behind)[..., None], view.origin // frame
+        )
+        return Places(keys, view.stream // frame)
 
 
 @dataclass(frozen=True)
@@ -47,7 +125,7 @@ class DistanceCeiling(Place):
     local: frames of the window, the query's own among them (tokens where a frame is one). From that position on a query
     meets all sinks there, whatever they and the window are. packed: positions are places in the cache, and a query sees no
     further back in it than local − 1: what a window of that size would give over all that is held. Source: LM-Infinite,
-    arXiv 2308.16137, section 3; InfLLM, arXiv 2402.04617; ReKV, arXiv 2503.00540, section 3.
+    arXiv 2308.16137, section 3; InfLLM, arXiv 2402.04617; ReKV, arXiv 2503.00540, section 2.
     """
 
     local: int
@@ -58,7 +136,7 @@ class DistanceCeiling(Place):
             raise ValueError(f"local is {self.local}; it counts the query's own frame, so it must be 1 or more")
 
     def positions(self, view: View) -> Places:
-        rank = view.rank() if self.packed else view.index
+        rank = ending_together(view.rank(), view) if self.packed else view.origin
         keys, queries = rank // view.frame, (view.of_fresh(rank) if self.packed else view.stream) // view.frame
         over, pinned = queries >= self.local, view.sink + view.slots
         if not bool(over.any()):
@@ -71,3 +149,20 @@ class DistanceCeiling(Place):
             return Places(torch.cat([met, keys[..., pinned:]], -1), queries, reach=reach)
         head_queries = torch.where(over, self.local - 1, -1)
         return Places(keys, queries, head_queries, torch.zeros_like(keys[..., :pinned]), reach)
+
+
+def shift(view: View, horizon: int) -> Tensor:
+    """int64 [R, 1], tokens by which the stream is moved back so that no position reaches `horizon` frames."""
+    return (view.consumed + view.coming - horizon * view.frame).clamp_min(0)[:, None]
+
+
+def ending_together(places: Tensor, view: View) -> Tensor:
+    """places int64 [R, G, n], moved head by head so that a query may stand at one place for all heads.
+
+    Heads that hold different tokens count to different numbers; from the newest token back, all count alike.
+    """
+    if view.index.shape[1] == 1:
+        return places
+    newest, column = view.index.max(-1, keepdim=True)
+    ahead = places.expand_as(view.index).gather(-1, column) - newest
+    return places + ahead[:, :1] - ahead

@@ -21,7 +21,7 @@ from torch import Tensor
 from .attention import softmax_attention
 
 if TYPE_CHECKING:
-    from .layout import Geometry
+    from .layout import Geometry, Memory
     from .view import View
 
 
@@ -43,6 +43,12 @@ class Answer:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def suits(self, memory: Memory) -> None:
+        """Raises ValueError where the sizes or other answers of `memory` leave this one without a sense."""
+
+    def serves(self, geometry: Geometry) -> None:
+        """Raises ValueError for a model that it cannot serve."""
+
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
         """What this answer remembers between steps, as it is at the start of a stream; every tensor [B, …].
 
@@ -63,9 +69,11 @@ class Evict(Answer):
     """Which held tokens leave?
 
     content: whether keys, values or queries decide. If not, all layers lose the same tokens, decided once a step.
+    in_order: whether tokens leave in the order in which they came, whatever they are.
     """
 
     content: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
 
     def keep(self, view: View) -> Tensor | None:
         """Bool [R, G, n], True for what stays; None keeps everything.
@@ -181,7 +189,7 @@ class Recall(Answer):
 
         `view` shows what the stream holds in this layer, with the question's queries as `view.query` and the own
         tensors of fold and recall in `view.mine`. The answer: sinks, what was selected and what else should be seen,
-        by ascending stream index (int64 [n], or [B, n] with EMPTY where a row has less).
+        by ascending stream index (int64 [n], or with EMPTY where a row or head has less, [B, n] or [B, H_kv, n]).
         """
         raise NotImplementedError(f"{type(self).__name__} does not answer questions; ask with step(commit=False)")
 

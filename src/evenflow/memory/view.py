@@ -93,6 +93,11 @@ class View:
         """Bool [n]: columns of sinks and memory."""
         return self.column < self.sink + self.slots
 
+    @property
+    def origin(self) -> Tensor:
+        """int64 [R, G, n]: where in the stream each column is from; what was folded, as if sinks and memory led it."""
+        return torch.where(self.index == FOLDED, self.column, self.index)
+
     def order(self) -> Tensor:
         """int64 [R, G, n]: sorts columns into attention order: sinks, memory, window by stream index; nothing last."""
         start = self.sink + self.slots
@@ -112,6 +117,15 @@ class View:
         found = found.gather(-1, self.stream - self.consumed[:, None])
         last = (found - column).amax(-1, keepdim=True)
         return torch.where(found >= 0, found, last + column)
+
+    def lost(self) -> Tensor | None:
+        """int64 [R, m]: how many window tokens have left between the start of a causal step and each query; None: none."""
+        if self.reached is None or self.m == 1:
+            return None
+        distance = self.stream[:, :, None] - self.index[:, 0, None]
+        seen = distance <= self.reached if isinstance(self.reached, int) else self.reached[:, 0]
+        lost = (~seen & (distance > 0) & (self.index[:, 0, None] >= 0) & ~self.pinned).sum(-1)
+        return lost if bool(lost.any()) else None
 
     # -- keys and values -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..memory import EMPTY, Absolute, AllHeld, Dropped, Fold, Geometry, Memory, Oldest, Place, Places, Recall, View
+from ..memory import EMPTY, Absolute, AllHeld, Dropped, Fold, Geometry, Memory, Oldest, Recall, Regions, View
 from .registry import register
 
 FAR = torch.iinfo(torch.int64).max
@@ -70,22 +70,6 @@ class NewestThatLeft(Recall):
         return seen
 
 
-@dataclass(frozen=True)
-class Regions(Place):
-    """Sinks from 0, junction from `junction` on, and a window that ends at `trained` − 1 once the stream is as long."""
-
-    trained: int
-    junction: int
-
-    def positions(self, view: View) -> Places:
-        frame, end = view.frame, view.sink + view.slots
-        shift = ((view.consumed + view.m) // frame - self.trained).clamp_min(0)
-        within = (view.column - view.sink) % max(view.slots // 2, 1) // frame
-        head = torch.where(view.column < view.sink, view.column // frame, self.junction + within)
-        keys = torch.where(view.column < end, head, view.index // frame - shift[:, None, None])
-        return Places(keys, view.stream // frame - shift[:, None])
-
-
 @register(
     "anchor-forcing",
     paper="Anchor Forcing: Anchor Memory and Tri-Region RoPE for Interactive Streaming Video Diffusion, arXiv 2603.13405",
@@ -121,5 +105,5 @@ def anchor_forcing(
         sink=sink, window=window - sink, evict=Oldest(with_fresh=True), frame=frame, chunk=chunk, inside="both",
         fold=Junctions(junction) if junction else Dropped(),
         recall=NewestThatLeft() if junction else AllHeld(),
-        place=Regions(trained, trained - window - junction) if rope_enhance else Absolute(),
+        place=Regions(trained, trained - window - junction, blocks=2) if rope_enhance else Absolute(),
     )  # fmt: skip

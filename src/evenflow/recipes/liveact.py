@@ -2,64 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from ..memory import EMPTY, Contiguous, Fold, Memory, Oldest, View
-from ..memory.arena import gathered
+from ..memory import Contiguous, Convolved, Memory, Oldest
 from .registry import register
-
-STRIDE = 5
-
-
-@dataclass(frozen=True)
-class Convolved(Fold):
-    """What leaves and what was folded before become `frames` frames again: a convolution of kernel and stride 5.
-
-    weights: float [layers, 5], one kernel a layer; None: the mean, 1/5 each. grouping: "temporal" convolves five frames
-    at each place, "raster" five neighbouring tokens of the frames laid end to end, as the released weights expect.
-    """
-
-    frames: int
-    weights: Tensor | None
-    grouping: Literal["temporal", "raster"]
-    from_start: ClassVar[bool] = True
-
-    def slots(self, frame: int) -> int:
-        return self.frames * frame
-
-    def leave(self, view: View, leaving: Tensor) -> None:
-        wanted = STRIDE * view.slots
-        gone = leaving | ((view.column >= view.sink) & (view.column < view.sink + view.slots) & (view.index != EMPTY))
-        count = gone.sum(-1)
-        some = leaving.any(-1)
-        if not bool(some.any()):
-            return
-        if bool((some & (count != wanted)).any()):
-            raise ValueError(
-                f"{int(count.max())} tokens would be folded, {wanted} can be: after the first step, steps bring "
-                f"{(STRIDE - 1) * self.frames} frames of {view.frame} tokens"
-            )
-        order = torch.where(gone, view.order(), torch.iinfo(torch.int64).max)
-        columns = order.argsort(dim=-1, stable=True)[..., :wanted]
-        into = torch.arange(view.sink, view.sink + view.slots, device=columns.device)
-        new = []
-        for x in (view.keys, view.values):
-            folded = self.convolved(gathered(x, columns), view)
-            stays = ~some.any(1)[:, None, None, None]
-            new.append(torch.where(stays, gathered(x, into), folded))
-        view.write(into, *new, index=torch.where(some[..., None], -1, gathered(view.index, into)))
-
-    def convolved(self, x: Tensor, view: View) -> Tensor:
-        """x [B, H, 5 n, D] → [B, H, n, D]."""
-        kernel = x.new_full((STRIDE,), 1 / STRIDE) if self.weights is None else self.weights[view.layer].to(x)
-        if self.grouping == "raster":
-            return (x.unflatten(2, (-1, STRIDE)) * kernel[:, None]).sum(3)
-        frames = x.unflatten(2, (self.frames, STRIDE, view.frame))
-        return (frames * kernel[:, None, None]).sum(3).flatten(2, 3)
 
 
 @register(
@@ -84,11 +32,8 @@ def liveact(
     (the paper gives values their own); None is its mean_memory mode, without training. grouping: see `Convolved`; the
     paper reads as "temporal", the released code convolves in "raster" order.
     """
-    if grouping not in ("temporal", "raster"):
-        raise ValueError(f"grouping is {grouping!r}; it must be 'temporal' or 'raster'")
-    for name, value, least in (("sink", sink, 0), ("memory", memory, 1), ("short", short, 1)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    if short < 1:
+        raise ValueError(f"short is {short}; it must be 1 latent or more")
     return Memory(
         sink=sink, window=short, evict=Oldest(), fold=Convolved(memory, weights, grouping), place=Contiguous(), rows=steps,
         inside="both", frame=frame, chunk=sink + memory + short,

@@ -2,73 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from ..memory import EMPTY, FOLDED, Contiguous, Fold, Geometry, Memory, Oldest, View
-from ..memory.arena import gathered
+from ..memory import Averaged, Contiguous, Memory, Oldest
 from .registry import register
-
-
-@dataclass(frozen=True)
-class IntoSink(Fold):
-    """The EMA sink: a token that leaves is averaged, un-rotated, into the sink token at its place in the chunk.
-
-    alpha: what the sink keeps of itself each time. Half-precision memories carry what rounding took off the sink in
-    float32: a step of 0.001 is below the resolution of bfloat16, and the sink would never move.
-    """
-
-    alpha: float
-
-    def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
-        if geometry.dtype.itemsize > 2:
-            return {}
-        shape = geometry.batch, geometry.kv_heads, 0
-        return {
-            "keys": torch.zeros(*shape, geometry.head_dim, dtype=torch.float32),
-            "values": torch.zeros(*shape, geometry.value_dim, dtype=torch.float32),
-        }
-
-    def leave(self, view: View, leaving: Tensor) -> None:
-        behind = view.consumed + view.coming - view.consumed.clamp_min(view.sink)
-        if view.window is not None and bool((behind > view.window).any()):
-            raise ValueError(
-                f"a step brings {view.m // view.frame} frames, more than the {view.window // view.frame} that the window "
-                "has beside the sink, so that some would be folded unseen; feed shorter steps"
-            )
-        most = int(leaving.sum(-1).max())
-        if not most:
-            return
-        # Oldest first. What leaves is one stretch of the stream, so that any `sink` neighbours have places of their own.
-        columns = torch.where(leaving, view.index, torch.iinfo(torch.int64).max).argsort(-1)[..., :most]
-        index = gathered(view.index, columns)
-        there = gathered(leaving, columns)
-        place = (index[..., :1] + torch.arange(most, device=index.device)) % view.sink
-        into = torch.arange(view.sink, device=index.device)
-        folded = torch.zeros_like(view.index[..., : view.sink], dtype=torch.bool)
-        made = {}
-        for name, x in (("keys", view.keys), ("values", view.values)):
-            sink, gone = x[:, :, : view.sink], gathered(x, columns)
-            if name in view.mine:
-                lost = view.mine[name]
-                sink, gone = sink.float() + (lost if lost.shape[2] else 0), gone.float()
-            for start in range(0, most, view.sink):
-                part = slice(start, start + view.sink)
-                at = place[..., part]
-                old = gathered(sink, at)
-                new = torch.where(there[..., part, None], self.alpha * old + (1 - self.alpha) * gone[:, :, part], old)
-                sink = sink.scatter(2, at[..., None].expand_as(new), new)
-                folded = folded.scatter(2, at, gathered(folded, at) | there[..., part])
-            made[name] = sink.to(x.dtype)
-            if name in view.mine:
-                view.mine[name] = sink - made[name].float()
-        token = torch.where(
-            into < (view.consumed + view.coming)[:, None, None], into, EMPTY
-        )  # where nothing was folded
-        folded = folded | (view.index[..., : view.sink] == FOLDED)
-        view.write(into, made["keys"], made["values"], index=torch.where(folded, FOLDED, token))
 
 
 @register(
@@ -93,13 +28,9 @@ def reward_forcing(
     ever leaves, so that the average acts at inference alone. The paper's other half, the rewarded distillation, is
     training and no matter of memory.
     """
-    if sink < 1:
-        raise ValueError(f"sink is {sink}; what leaves is averaged into it, so it must be 1 frame or more")
     if window <= sink:
         raise ValueError(f"window is {window}; it counts the {sink} sink frames, so it must be larger")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it is the share that a sink keeps, from 0 to 1")
     return Memory(
-        sink=sink, window=window - sink, evict=Oldest(with_fresh=True), fold=IntoSink(alpha), place=Contiguous(),
+        sink=sink, window=window - sink, evict=Oldest(with_fresh=True), fold=Averaged(alpha), place=Contiguous(),
         frame=frame, chunk=chunk, inside="both",
     )  # fmt: skip

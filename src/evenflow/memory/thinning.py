@@ -1,0 +1,129 @@
+"""A fold that thins what is old: after every clip some of the older tokens stay, chosen by attention and by spread.
+
+Source: Vision Sink Bucketing of LiveVLM, arXiv 2505.15269 v2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from .arena import gathered
+from .coverage import buckets, spread_best
+from .verbs import Fold
+from .view import EMPTY, FAR, View
+
+if TYPE_CHECKING:
+    from .layout import Geometry
+
+
+@dataclass(frozen=True)
+class Thinned(Fold):
+    """After a clip, what is older than `recent` tokens is thinned to `keep`, by the attention of the newest queries.
+
+    clip: tokens; thinning happens at the end of a step that reaches a multiple of it. share: how much of `keep` is for
+    coverage. capacity: tokens of a bucket. observe: how many queries look, all of them among the recent. by_time: buckets
+    are stretches of the stream, not of what is held. packed: positions are places in the cache. Heads share the choice,
+    as long as they hold the same.
+    """
+
+    keep: int
+    recent: int
+    clip: int
+    share: float = 0.5
+    capacity: int = 1
+    observe: int = 1
+    by_time: bool = False
+    packed: bool = True
+    content: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("keep", "recent", "clip", "capacity", "observe")}
+        if min(counts.values()) < 1 or self.capacity > self.keep or self.observe > self.recent:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"{said}: all are 1 or more, capacity at most keep, and observe at most recent")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}; it is the part of what is kept that is spread, from 0 to 1")
+
+    def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
+        g = geometry
+        return {"asked": torch.zeros(g.batch, g.heads, self.observe, g.head_dim, dtype=g.dtype, device=g.device)}
+
+    def arrive(self, view: View) -> None:
+        assert view.query is not None
+        stream, after = view.stream, (view.consumed + view.coming)[:, None]
+        runs = torch.nn.functional.pad(stream[:, 1:], (0, 1), value=-1) != stream
+        valid = torch.cat([self._column(view) >= self.observe - view.consumed[:, None], runs & (stream < after)], 1)
+        newest = valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.observe :]
+        newest = newest.expand(view.batch, -1)[:, None, :, None]
+        queries = torch.cat([view.mine["asked"], view.query], 2)
+        view.mine["asked"] = queries.gather(2, newest.expand(-1, queries.shape[1], -1, queries.shape[3]))
+
+        old = (view.index >= view.sink) & (view.index < after[..., None] - self.recent) & ~view.pinned
+        due = (after // self.clip > view.consumed[:, None] // self.clip)[..., None]
+        old = old & due & (old.sum(-1, keepdim=True) > self.keep)
+        if bool(old.any()):
+            gone = old & ~self.chosen(view, old, after[..., None])
+            columns = view.column.expand(*gone.shape)
+            view.write(columns, index=torch.where(gone, EMPTY, view.index))
+
+    def _column(self, view: View) -> Tensor:
+        return torch.arange(self.observe, device=view.index.device)
+
+    def chosen(self, view: View, old: Tensor, after: Tensor) -> Tensor:
+        """Bool [B, G, n]: which of `old` stay."""
+        index = view.index
+        order = torch.where(old, index, FAR).argsort(-1)
+        there = old.gather(-1, order)
+        if self.by_time:
+            places, length = index.gather(-1, order) - view.sink + 1, after[..., 0] - self.recent - view.sink
+        else:
+            places, length = there.cumsum(-1), there.sum(-1)
+        bucket = buckets(places, length, self.keep // self.capacity) * there
+        scores = self.scores(view, after).gather(-1, order.expand(view.batch, -1, -1))
+        kept = spread_best(
+            scores, bucket, there, keep=self.keep, top=self.keep - math.floor(self.share * self.keep + 1e-9),
+            capacity=self.capacity,
+        )  # fmt: skip
+        return torch.zeros_like(kept).scatter(-1, order.expand_as(kept), kept)
+
+    def scores(self, view: View, after: Tensor) -> Tensor:
+        """Mean attention of the last `observe` queries to every column, over queries and heads: [B, G, n].
+
+        Of observers that are not held themselves nobody knows where they stand: they have no say.
+        """
+        g, asked = view.geometry, view.mine["asked"]
+        groups, apart = g.heads // g.kv_heads, view.index.shape[1]
+        places = view.rank() if self.packed else view.index
+        stream = after - self.observe + self._column(view)  # [R, 1, observe]
+        same = view.index[..., None] == stream[:, :, None]  # [R, G, n, observe]
+        at, there = same.to(torch.uint8).argmax(2), same.any(2)
+
+        def each(x: Tensor) -> Tensor:
+            """[R, G, …] for every query head, where heads differ."""
+            return x.repeat_interleave(g.heads // apart, 1) if apart > 1 else x
+
+        query = view.turned(asked, each(self._standing(view, places, at)))
+        keys = view.turned(view.keys, places).repeat_interleave(groups, 1)
+        logits = (query @ keys.transpose(-1, -2)).to(torch.promote_types(g.dtype, torch.float32)) * g.scale[view.layer]
+        seen = (view.index != EMPTY)[:, :, None] & (view.index[:, :, None] <= stream[..., None])
+        weights = logits.masked_fill(~each(seen), -torch.inf).softmax(-1).nan_to_num()
+        there = each(there).to(weights.dtype)[..., None]
+        mean = (weights * there).sum(2) / there.sum(2).clamp_min(1)
+        return mean.unflatten(1, (apart, -1)).mean(2)
+
+    def _standing(self, view: View, places: Tensor, columns: Tensor) -> Tensor:
+        """Positions of what is in `columns` [R, G, k], complete: [R, G, k], or [R, G, k, axes] with a rope of several."""
+        rope, time = view.geometry.rope[view.layer], places.gather(-1, columns)
+        if rope is None or not rope.coordinates:
+            return time
+        known = view.tags.get("coordinates")
+        if known is None:
+            where = time.new_zeros(*time.shape, rope.coordinates)
+        else:
+            where = gathered(known[..., : rope.coordinates], columns).to(time)
+        return torch.cat([time[..., None].expand(*where.shape[:-1], 1), where], -1)
