@@ -537,6 +537,31 @@ def test_nothing_leaves_a_memory_that_never_evicts():
     assert state.held(0) == list(range(80))
 
 
+@dataclass(frozen=True)
+class OneIn(Recall):
+    """Of what is held one token in `count`, and the fresh tokens."""
+
+    count: int
+
+    def among(self, view: View) -> Tensor:
+        return (view.index % self.count == 0) | view.fresh
+
+
+@pytest.mark.parametrize("place", [Absolute(), NewestFirst()], ids=["stored rotated", "stored raw"])
+@pytest.mark.parametrize("m", [1, 200])
+def test_slots_that_are_not_seen_are_left_out(place, m):
+    """Masked where they lie, or what is seen copied together, whichever is less work: the same thing."""
+    state = Memory(evict=Never(), inside="both", recall=OneIn(16), place=place).build(rope=ef.Rope(), **GEOMETRY)
+    script = random_calls([400, m])
+    ours = play(state, script)
+    index = [n for n in range(400 + m) if n % 16 == 0 or n >= 400]
+    where = index if isinstance(place, Absolute) else [399 + m - n for n in index]
+    for layer, (first, second) in enumerate(script):
+        keys, values = (torch.cat(pair, 1)[:, index] for pair in ((first.k, second.k), (first.v, second.v)))
+        query = rotated(second.q, where[-m:], ef.Rope())
+        assert worst([[ours[layer][1]]], [[attention(query, rotated(keys, where, ef.Rope()), values)]]) < 1e-12
+
+
 @pytest.mark.parametrize("reach", [None, 4])
 @pytest.mark.parametrize("extra", ["alibi", "softcap", "sink_logits"])
 def test_what_models_bring_works_as_on_the_ring(extra, reach):

@@ -14,20 +14,22 @@ from torch import Tensor
 from .arena import Moves, Slots, Table, Undo, gathered, place, put, with_columns
 from .channels import Elsewhere
 from .rope import Rotary
+from .step import recalled
 from .verbs import Fresh, Places
 from .view import EMPTY, FOLDED, View
 
 if TYPE_CHECKING:
     from .chunks import ArenaState
 
-SPARSE = 8  # attention copies what it sees together when more than 1/SPARSE of the slots are not to be seen
+COPY = 64  # copying a slot takes about as long as attending it with so many queries, or as rotating it
 
 
 @dataclass(eq=False)
 class Seen:
     """What the queries of layers with one table, rotation and reach attend."""
 
-    columns: Tensor | None  # int64 [k], the slots to copy together; None: all, in place
+    columns: Tensor | None  # int64 [k], the slots that are read; None: all
+    copied: bool  # whether they are copied together, or are the first ones, and read in place
     keys: tuple[Tensor, Tensor] | None  # cosine and sine of the attended keys; None where they are stored rotated
     fresh: tuple[Tensor, Tensor] | None  # of the fresh tokens' keys, for what is stored rotated
     queries: tuple[Tensor, Tensor] | None
@@ -226,7 +228,10 @@ class ChunkStep:
         query = q if rotary is None or seen.queries is None else rotary.rotate(q, *seen.queries)
         keys, values = slots.keys, slots.values
         if seen.columns is not None:
-            keys, values = keys.index_select(2, seen.columns), values.index_select(2, seen.columns)
+            if seen.copied:
+                keys, values = keys.index_select(2, seen.columns), values.index_select(2, seen.columns)
+            else:
+                keys, values = keys[:, :, : len(seen.columns)], values[:, :, : len(seen.columns)]
             view = replace(view, index=gathered(view.index, seen.columns), columns=seen.columns)
         raw = keys
         if rotary is not None and seen.keys is not None:
@@ -235,11 +240,7 @@ class ChunkStep:
             query, keys, values = seen.head.met(rotary, q, raw[:, :, : seen.head.count], query, keys, values)
         bias, memory = seen.bias, state.memory
         view.mine = self._mine(layer, "recall")
-        allowed = None if bias is None else bias > -torch.inf
-        visible = memory.recall.visible(query, keys, allowed)
-        if visible is not None:
-            hidden = query.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-            bias = hidden if bias is None else bias + hidden
+        bias = recalled(memory.recall, query, keys, bias)
         out = memory.recall.attend(view, query, keys, values, bias, g.scale[layer])[..., : g.value_dim]
         view.mine = self._mine(layer, "fold")
         more = memory.fold.read(view)
@@ -490,26 +491,38 @@ class ChunkStep:
         if among is not None:
             view.index = torch.where(among, view.index, EMPTY)
         there = view.index != EMPTY
-        columns, index = None, view.index
         everything = bool(there.all())
-        if not everything and there.shape[0] == there.shape[1] == 1:
-            some = there[0, 0].nonzero()[:, 0]
-            if len(some) * SPARSE < there.shape[2] * (SPARSE - 1):
-                columns, everything = some, True
-                index = index[..., some]
+        columns, copied = (None, False) if everything else self._read(there)
+        index = view.index if columns is None else view.index.index_select(2, columns)
+        everything = everything or bool((index != EMPTY).all())
         keys = fresh = queries = head = None
         places = memory.place.positions(view)
         if rotary is not None:
             if self.state.raw:
-                keys = rotary.at(self._axes(rotary, places.keys, plan.table.tags, places.coordinates, columns))
+                where = places.keys
+                if not everything:  # what is not there stands with the queries, so that positions lie near each other
+                    some = there if where.shape[1] > 1 else there.any(1, keepdim=True)
+                    where = torch.where(
+                        some if where.ndim == 3 else some[..., None], where, places.queries[:, None, -1:]
+                    )
+                keys = rotary.at(self._axes(rotary, where, plan.table.tags, places.coordinates, columns))
                 keys = keys if keys[0].ndim == 4 else (keys[0][:, None], keys[1][:, None])
             queries = self._query_turn(rotary, places.queries, places.coordinates)
             fresh = None if self.state.raw else queries
             if places.head_queries is not None:
                 head = self._elsewhere(rotary, places, places.head_queries, plan.table.tags, columns)
         bias = self._bias(layer, index, everything, places, plan.table.weight, columns, view.reached)
-        seen = plan.seen[key] = Seen(columns, keys, fresh, queries, head, bias)
+        seen = plan.seen[key] = Seen(columns, copied, keys, fresh, queries, head, bias)
         return seen
+
+    def _read(self, there: Tensor) -> tuple[Tensor | None, bool]:
+        """Which slots attention reads, int64 [k], and whether it copies them; None: all. there: bool [R, G, C]."""
+        used = there.any(1).any(0).nonzero()[:, 0]
+        stop = int(used[-1]) + 1 if len(used) else there.shape[2]
+        saved = (stop - len(used)) * (self.m + (COPY if self.state.raw else 0))
+        if there.shape[0] == there.shape[1] == 1 and saved > COPY * len(used):
+            return used, True
+        return (None if stop == there.shape[2] else torch.arange(stop, device=there.device)), False
 
     def _elsewhere(
         self, rotary: Rotary, places: Places, queries: Tensor, tags: Mapping[str, Tensor], columns: Tensor | None
@@ -572,14 +585,14 @@ class ChunkStep:
             return None
         allowed = (index != EMPTY)[:, :, None]
         if causal and self.m > 1:
-            distance = self.stream[:, None, :, None] - index[:, :, None]
-            allowed = allowed & (distance >= 0)
+            query, held = self.stream[:, None, :, None], index[:, :, None]
+            allowed = allowed & (held <= query)
             if back is not None:
                 slot = torch.arange(index.shape[2], device=g.device) if columns is None else columns
                 if isinstance(back, Tensor):
                     near = back if columns is None else back.index_select(3, columns)
                 else:
-                    near = distance <= back
+                    near = held >= query - back
                 allowed = allowed & (near | (slot < self.pinned))
         apart = None
         if reach is not None or within is not None or g.alibi is not None:
@@ -592,7 +605,7 @@ class ChunkStep:
         if self.counted is not None:
             allowed = allowed | ~allowed.any(-1, keepdim=True)
         groups = g.heads // g.kv_heads
-        bias = torch.zeros(allowed.shape, dtype=g.dtype, device=g.device).masked_fill_(~allowed, -torch.inf)
+        bias = torch.zeros((), dtype=g.dtype, device=g.device).where(allowed, -torch.inf)
         if weight is not None:
             weight = weight if columns is None else weight.index_select(2, columns)
             bias = bias + weight[:, :, None].to(g.dtype)

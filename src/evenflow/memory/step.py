@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import softmax_attention
 from .channels import score_channels
 from .rope import Rotary
-from .verbs import Fresh
+from .verbs import Fresh, Recall
 
 if TYPE_CHECKING:
     from .state import Held, RingState
@@ -197,7 +197,7 @@ class Step:
             bias = _with_null_logits(
                 state.null_logits[layer], q.new_zeros(1, 1, 1, plan.stop) if bias is None else bias
             )
-        bias = _recalled(state, q, keys, bias)
+        bias = recalled(state.memory.recall, q, keys, bias)
         return softmax_attention(q, keys, values, bias, state.geometry.scale[layer], state.geometry.softcap)
 
     def _store_single_sink(self, plan: Single, kept: Held, k: Tensor) -> None:
@@ -252,7 +252,7 @@ class Step:
             bias = part.bias
             if state.null_logits is not None and g.softcap is not None:
                 bias = _with_null_logits(state.null_logits[layer], bias)
-            seen = _recalled(state, piece, seen_keys, bias)
+            seen = recalled(state.memory.recall, piece, seen_keys, bias)
             result = softmax_attention(piece, seen_keys, seen_values, seen, g.scale[layer], g.softcap)
             out[:, :, part.first : part.last] = result[..., : g.value_dim]
         return out
@@ -335,12 +335,14 @@ def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
     return bias
 
 
-def _recalled(state: RingState, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor | None:
+def recalled(recall: Recall, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor | None:
     """The bias, with everything masked that the recall answer takes away."""
-    seen = state.memory.recall.visible(query, keys, None if bias is None else bias > -torch.inf)
+    if type(recall).visible is Recall.visible:
+        return bias
+    seen = recall.visible(query, keys, None if bias is None else bias > -torch.inf)
     if seen is None:
         return bias
-    hidden = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill_(~seen, -torch.inf)
+    hidden = torch.zeros((), dtype=query.dtype, device=query.device).where(seen, -torch.inf)
     return hidden if bias is None else bias + hidden
 
 
