@@ -16,19 +16,22 @@ from transformers import (
 )
 
 from .memory import Memory
-from .models import Stream, open_stream, resume_stream
+from .models import Stream, open_stream, resume_stream, unfit
 from .models.generate import generate as generate_over
-from .recipes import parse
+from .recipes import parse, recipe, recipes
 
 DEFAULT = "streaming-llm(sink=4, window=1020)"
 
 
-def _memory(memory: str | Memory) -> Memory:
-    if isinstance(memory, str):
-        return parse(memory)
-    if not isinstance(memory, Memory):
+def memory_for_text(memory: str | Memory) -> Memory:
+    """The memory that a spec names, or the one given. Raises ValueError, with the reason, where it cannot read text."""
+    if not isinstance(memory, (str, Memory)):
         raise TypeError(f"memory is a {type(memory).__name__}; expected a spec such as {DEFAULT!r} or a Memory")
-    return memory
+    chosen = parse(memory) if isinstance(memory, str) else memory
+    if (reason := unfit(chosen)) is not None:
+        fit = ", ".join(info.name for info in recipes() if unfit(recipe(info.name)) is None)
+        raise ValueError(f"{chosen.name} cannot read text: {reason}; use one of {fit}")
+    return chosen
 
 
 def open(
@@ -49,7 +52,7 @@ def open(
     Raises ValueError for a wrong spec (naming the nearest right one) and for a model that cannot be streamed (saying
     why), TypeError for what is no model, FileNotFoundError for a folder that is not there.
     """
-    return open_stream(model, _memory(memory), tokenizer=tokenizer, batch=batch, dtype=dtype)
+    return open_stream(model, memory_for_text(memory), tokenizer=tokenizer, batch=batch, dtype=dtype)
 
 
 def resume(
@@ -65,7 +68,9 @@ def resume(
     memory: only needed for a `Memory` of your own; a recipe is found by its name in the file. Raises ValueError when
     the file is missing or damaged (checksum), or was written by another model or with another memory.
     """
-    return resume_stream(model, path, parse if memory is None else _memory(memory), tokenizer=tokenizer, dtype=dtype)
+    return resume_stream(
+        model, path, parse if memory is None else memory_for_text(memory), tokenizer=tokenizer, dtype=dtype
+    )
 
 
 def generate(
@@ -88,7 +93,7 @@ def generate(
     `custom_generate`, where `stopping_criteria=[StopStringCriteria(tokenizer, strings)]` does the same. Raises
     ValueError with the reason for beam search and others that need more than one continuation.
     """
-    chosen = _memory(memory)
+    chosen = memory_for_text(memory)
     if generation_config is None or logits_processor is None or stopping_criteria is None:
         if kwargs.get("stop_strings") and kwargs.get("tokenizer"):
             stops = StopStringCriteria(kwargs.pop("tokenizer"), kwargs.pop("stop_strings"))

@@ -238,7 +238,7 @@ def test_the_attention_function_outside_a_stream_says_what_to_do():
 
 
 def test_learned_sink_needs_a_model_that_brings_it():
-    with pytest.raises(ValueError, match="needs one logit per layer and head"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM brings none; `window` keeps the same tokens"):
         ef.open(zoo.shared("llama"), "learned-sink(window=9)")
     model, ids = zoo.shared("gpt-oss"), zoo.tokens(30)
     want = oracles.stepwise_logits(model, ids, 0, 9)

@@ -48,6 +48,11 @@ def close(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 1e-12
         torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=tolerance)
 
 
+@every_recipe
+def test_a_memory_knows_whether_its_rule_is_per_token(name):
+    assert ef.recipe(name, **CASES[name].params).cut_free == CASES[name].any_cut
+
+
 @pytest.mark.parametrize("name", sorted(name for name, case in CASES.items() if case.any_cut))
 @pytest.mark.parametrize("cut", [1, 7, 13, 40])
 def test_feeding_in_pieces_equals_feeding_at_once(name, cut):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..memory import Memory
     from ..models import Stream
     from .reading import Reading
 
@@ -328,33 +327,17 @@ def claims_report() -> None:
 
 def _streams(model: str, specs: list[str], resume: Path | None) -> list[Stream]:
     """One stream for each spec, over one loading of the model."""
-    from ..recipes import parse
-
-    memories = [parse(spec) for spec in specs]  # a typo is told before a model is loaded
-    for memory in memories:
-        _check_reads_text(memory)
+    from ..api import memory_for_text
     from ..api import open as open_stream
     from ..api import resume as resume_stream
 
+    memories = [memory_for_text(spec) for spec in specs]  # what is wrong with one is told before a model is loaded
     _quiet_transformers()
     if resume is not None:
         return [resume_stream(model, resume)]
     first = open_stream(model, memories[0], batch=1)
     others = [open_stream(first.model, memory, tokenizer=first.tokenizer, batch=1) for memory in memories[1:]]
     return [first, *others]
-
-
-def _check_reads_text(memory: Memory) -> None:
-    """A language model's tokens see only those before them."""
-    from ..recipes import recipe
-    from ..recipes import recipes as every
-
-    if memory.inside == "both":
-        fit = ", ".join(info.name for info in every() if recipe(info.name).inside == "causal")
-        raise ValueError(
-            f"{memory.name} is for video: the tokens of a step see each other both ways, and those of a text only what "
-            f"came before them; use one of {fit}"
-        )
 
 
 def _check_writable(path: Path | None) -> None:

@@ -29,6 +29,7 @@ class Oldest(Evict):
 
     with_fresh: bool = False
     in_order: ClassVar[bool] = True
+    cut_free: ClassVar[bool] = True
 
     def keep(self, view: View) -> Tensor | None:
         if view.window is None:
@@ -57,6 +58,7 @@ class Never(Evict):
 
     room: int | None = None
     in_order: ClassVar[bool] = True
+    cut_free: ClassVar[bool] = True
 
     def suits(self, memory: Memory) -> None:
         if memory.window is not None:
@@ -81,6 +83,7 @@ class LastSeconds(Evict):
     seconds: float
     needs: ClassVar[tuple[str, ...]] = ("time",)
     in_order: ClassVar[bool] = True
+    cut_free: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (
@@ -128,6 +131,7 @@ class LastByModality(Evict):
 
     last: Mapping[int, int] | Iterable[tuple[int, int]]
     others: int | None = None
+    cut_free: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         pairs = self.last.items() if isinstance(self.last, Mapping) else self.last

@@ -23,6 +23,8 @@ STRIDE = 5  # tokens that `Convolved` makes one of
 class Dropped(Fold):
     """What leaves is gone: nothing beyond sinks and window is remembered."""
 
+    cut_free: ClassVar[bool] = True
+
 
 @dataclass(frozen=True)
 class Averaged(Fold):

@@ -105,6 +105,18 @@ class Memory:
         return plain and rule and own_lag and sees
 
     @property
+    def retrieves(self) -> bool:
+        """Whether a question brings things back that a step does not attend."""
+        return type(self.recall).retrieve is not Recall.retrieve
+
+    @property
+    def cut_free(self) -> bool:
+        """Whether a causal stream gives the same in whatever steps it comes; if not, the rule is per step."""
+        places = self.evict.in_order or not self.place.moves  # a gap within a step closes when it ends
+        rules = self.evict.cut_free and self.fold.cut_free and type(self.recall).among is Recall.among
+        return self.on_ring or (self.inside == "causal" and self.frame == 1 and rules and places)
+
+    @property
     def spec(self) -> str:
         """The string that names this memory, as `recipe` parses it."""
         inside = ", ".join(f"{key}={value!r}" for key, value in self.params.items())

@@ -7,7 +7,7 @@ find it by. `TopBlocks` is the recall that goes with it. Source: ReKV, arXiv 250
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Spilled(Fold):
     disk: str | None = None
     disk_bytes: int | None = None
     device_bytes: int = 0
+    cut_free: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.block < 1:

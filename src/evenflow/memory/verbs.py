@@ -69,11 +69,13 @@ class Evict(Answer):
     """Which held tokens leave?
 
     content: whether keys, values or queries decide. If not, all layers lose the same tokens, decided once a step.
-    in_order: whether tokens leave in the order in which they came, whatever they are.
+    in_order: whether tokens leave in the order in which they came, whatever they are. cut_free: whether a causal stream
+    loses the same in whatever steps it comes, each query seeing what `reach` says.
     """
 
     content: ClassVar[bool] = False
     in_order: ClassVar[bool] = False
+    cut_free: ClassVar[bool] = False
 
     def keep(self, view: View) -> Tensor | None:
         """Bool [R, G, n], True for what stays; None keeps everything.
@@ -129,11 +131,13 @@ class Fold(Answer):
     """What becomes of what leaves?
 
     from_start: whether the memory slots begin as the tokens that follow the sinks. content: whether it fills or frees
-    slots by what is in them (merging, say), so that layers come to hold different tokens.
+    slots by what is in them (merging, say), so that layers come to hold different tokens. cut_free: whether queries read
+    the same in whatever steps a causal stream comes.
     """
 
     from_start: ClassVar[bool] = False
     content: ClassVar[bool] = False
+    cut_free: ClassVar[bool] = False
 
     def slots(self, frame: int) -> int:
         """Number of memory slots (tokens) between sinks and window."""

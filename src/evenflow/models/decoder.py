@@ -249,6 +249,11 @@ class Decoder:
         first, layers = self.asked[0], self.asked
         positions = length or memory.capacity or self.longest
         sinks = [layer.sinks for layer in layers if layer.sinks is not None]
+        if memory.null == "learned" and not sinks:
+            raise Unsupported(
+                f"{memory.name} reads with the sink logits that a model brings, as GPT-OSS does, and {self.name} brings "
+                "none; `window` keeps the same tokens without them"
+            )
         return memory.build(
             layers=len(layers), heads=first.heads, kv_heads=first.kv_heads, head_dim=first.head_dim,
             value_dim=first.value_dim, rope=self._ropes(positions), batch=batch, dtype=first.dtype,

@@ -18,6 +18,20 @@ from .decoder import Decoder
 FRESH_TOKENS = 8192  # Tokens in one batch of re-computed windows: bounds the activations, not the result.
 
 
+def unfit(memory: Memory) -> str | None:
+    """Why text cannot be read through this memory; None where it can."""
+    if memory.inside == "both":
+        return "it is for chunks of video, whose tokens see each other both ways; those of a text see only what came before"
+    if memory.rows > 1:
+        return f"it keeps {memory.rows} copies, one for every denoising step, and a text is read once"
+    if memory.frame != 1:
+        return f"its tokens come in frames (frame={memory.frame}), and those of a text one by one (frame=1)"
+    for verb in memory.verbs():
+        for tag in getattr(memory, verb).needs:
+            return f"it counts by the tag {tag!r}, which tokens of a text do not have; build it, and give tags with every step"
+    return None
+
+
 class Engine(Protocol):
     """What a stream needs of the way it is read. Every method leaves the engine as it was when it raises."""
 
@@ -52,7 +66,10 @@ class Engine(Protocol):
 
 
 class Attending:
-    """Reads through a `MemoryState`: one pass over every token, in flat memory."""
+    """Reads through a `MemoryState`: one pass over every token, in flat memory.
+
+    Where a memory's rule is per step, a step is one token, as when it is written: so that any cut gives the same.
+    """
 
     def __init__(self, decoder: Decoder, state: MemoryState) -> None:
         self.decoder, self.state = decoder, state
@@ -68,7 +85,26 @@ class Attending:
         return self.state.nbytes
 
     def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
-        return self.decoder.read(self.state, ids, mask, last)
+        if self.state.memory.cut_free or ids.shape[1] == 1:
+            return self.decoder.read(self.state, ids, mask, last)
+        before = self.fork()
+        try:
+            return self._stepwise(ids, mask, last)
+        except BaseException:
+            self.__dict__.update(before.__dict__)
+            raise
+
+    def _stepwise(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        pieces: dict[int, Tensor] = {}
+        for column in range(ids.shape[1]):
+            part = slice(column, column + 1)
+            here = None if mask is None else mask[:, part]
+            if here is None or bool(here.any()):
+                logits = self.decoder.read(self.state, ids[:, part], here, last=True)
+                if not last or column == ids.shape[1] - 1:
+                    pieces[column] = logits
+        nothing = torch.zeros_like(next(iter(pieces.values())))
+        return torch.cat([pieces.get(column, nothing) for column in range(ids.shape[1])][-1 if last else 0 :], 1)
 
     def fork(self) -> Attending:
         return Attending(self.decoder, self.state.fork())

@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from ..memory import Memory, MemoryState, StateError, read_state, write_state
 from ..memory.question import Question
 from .decoder import decoder_of, twin_of
-from .engine import Attending, Engine, Recomputing
+from .engine import Attending, Engine, Recomputing, unfit
 from .families import check_generates, head_of, vocabulary_of
 from .fingerprint import fingerprint
 from .loading import load
@@ -434,12 +434,8 @@ def open_stream(
         raise TypeError(f"memory is a {type(memory).__name__}; expected a Memory, as `recipe` makes it")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it must be a whole number of rows, 1 or more")
-    if memory.inside == "both" or memory.rows > 1:
-        raise ValueError(
-            f"{memory.name} is made for chunks of video: "
-            + ("its fresh tokens attend each other both ways" if memory.inside == "both" else "it holds several copies")
-            + ", which a language model's never do; streaming-llm or streaming-vlm keep a similar window of text"
-        )
+    if (reason := unfit(memory)) is not None:
+        raise ValueError(f"{memory.name} cannot read text: {reason}")
     model, tokenizer = load(model, tokenizer, dtype)
     make: Callable[[int], Engine]
     if memory.recompute:
