@@ -253,7 +253,8 @@ def recipes(
             from ..claims.registry import FOLDER
             from .describing import described
 
-            _stdout().print(described(memory, infos[0], documentation(memory.name), FOLDER))
+            out = _stdout()
+            out.print(described(memory, infos[0], documentation(memory.name), FOLDER, out.width))
             return
     if as_json:
         for info in infos:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
-from ..memory import Dropped, Memory, Never
+from ..memory import Fold, Memory, Never, Oldest
+from ..memory.layout import VERBS
 
 
 def count(number: int, unit: str) -> str:
@@ -18,34 +20,49 @@ def count(number: int, unit: str) -> str:
 def regions(memory: Memory) -> list[tuple[str, str]]:
     """Name and size of each region of the layout, in attention order."""
     unit, frame = ("tokens", 1) if memory.frame == 1 else ("frames", memory.frame or 1)
+    evict, fold = memory.evict, type(memory.fold)
     slots = memory.fold.slots(frame)
     whole, rest = divmod(slots, frame)
-    found = [("sink", count(memory.sink, unit) if memory.sink else "0")]
+    sink, kept = count(memory.sink, unit) if memory.sink else "0", "0"
     if slots:
-        found.append(("memory", count(slots, "tokens") if rest else count(whole, unit)))
-    else:
-        found.append(("memory", "0" if type(memory.fold) is Dropped else f"of {type(memory.fold).__name__}"))
-    if memory.window is not None:
-        with_fresh = getattr(memory.evict, "with_fresh", False)
-        found.append(("window", count(memory.window, unit) + (", the fresh ones among them" if with_fresh else "")))
-        return found if with_fresh else [*found, ("fresh", "")]
-    kept = (
-        "everything" if type(memory.evict) is Never or memory.on_ring else f"what {type(memory.evict).__name__} keeps"
-    )
-    return [*found, ("held", kept), ("fresh", "")]
+        kept = count(slots, "tokens") if rest else count(whole, unit)
+    elif fold.store is not Fold.store:
+        kept = "off the device"
+    elif fold.read is not Fold.read:
+        kept = "a state of one size"
+    elif fold.leave is not Fold.leave:
+        sink += ", which take in what leaves"
+    found = [("sink", sink), ("memory", kept)]
+    thinned = f", less what {fold.__name__} takes out" if fold.content and not slots else ""
+    if memory.window is None:
+        everything = memory.on_ring or isinstance(evict, (Never, Oldest))
+        held = "everything" if everything else f"what {type(evict).__name__} keeps"
+        return [*found, ("held", held + thinned), ("fresh", "")]
+    chosen = "" if evict.in_order else f" by {type(evict).__name__}"
+    among = memory.recompute or evict.columns(0, 0, 2, 1) == 2  # no slot more for a third token that comes
+    size = count(memory.window, unit) + chosen + thinned + ", the fresh ones among them" * among
+    return [*found, ("window", size)] + [("fresh", "")] * (not among)
 
 
-def layout(memory: Memory) -> str:
-    """The regions as one line of text: `[ sink 3 frames | memory 0 | window 9 frames, the fresh ones among them ]`."""
+def layout(memory: Memory, width: int | None = None) -> str:
+    """The regions as text: `[ sink 3 frames | memory 0 | window 9 frames, the fresh ones among them ]`.
+
+    width: columns there are; where one line would be longer, every region has its own.
+    """
     parts = [f"{name} {size}".strip() for name, size in regions(memory)]
-    last = parts.pop() if parts[-1] == "fresh" else None
-    return f"[ {' | '.join(parts)} ]" + (" + fresh" if last else "")
+    end = " + fresh" if parts[-1] == "fresh" else ""
+    parts = parts[:-1] if end else parts
+    line = f"[ {' | '.join(parts)} ]{end}"
+    return line if width is None or len(line) <= width else "[ " + "\n| ".join(parts) + f" ]{end}"
 
 
-def answered(answer: Any) -> tuple[str, str]:
+def answered(memory: Memory, verb: str) -> tuple[str, str]:
     """An answer with its parameters, and what it does in a sentence."""
+    answer = getattr(memory, verb)
     fields = [f"{f.name}={_short(getattr(answer, f.name))}" for f in dataclasses.fields(answer)]
     does = " ".join((inspect.getdoc(answer) or "").partition("\n\n")[0].split())
+    if isinstance(answer, Oldest) and memory.window is None:
+        does = "Nothing leaves, as there is no window."
     return f"{type(answer).__name__}({', '.join(fields)})" if fields else type(answer).__name__, does
 
 
@@ -62,17 +79,28 @@ def traits(memory: Memory) -> list[str]:
         said.append("How many tokens a frame has is found in the first step.")
     elif memory.frame > 1:
         said.append(f"A frame has {memory.frame:,} tokens.")
+    if memory.chunk > 1:
+        said.append(f"A step usually brings {memory.chunk} frames.")
     if memory.rows > 1:
         said.append(f"There are {memory.rows} copies, one for every denoising step.")
-    if memory.null:
-        said.append(f"Every softmax has a {memory.null} null key, which may be attended instead of anything.")
+    if memory.null == "zero":
+        said.append("Every softmax has one more key, which scores 0 and has no value: a query may attend nothing.")
+    if memory.null == "learned":
+        said.append("Every softmax has one more key without a value, whose score each head of the model brings.")
     if memory.recompute:
         said.append("Nothing is carried over: the model reads the window anew for every token.")
+    if memory.retrieves:
+        said.append(f"A question also reads what {type(memory.recall).__name__} brings back for it.")
+    if memory.inside == "causal" and not memory.cut_free:
+        said.append("What leaves is decided once a step, so a text is read one token a step.")
+    for verb in VERBS:
+        for tag in getattr(memory, verb).needs:
+            said.append(f"Every token has to say its {tag} (the tag {tag!r}).")
     return said
 
 
 def verdicts(names: tuple[str, ...], folder: Path) -> list[tuple[str, str]]:
-    """Each claim, and what came of it when it was last measured here."""
+    """Each claim and what came of it when it was last measured here, then what did not hold, a line each."""
     from ..claims.result import Result
 
     said = []
@@ -84,13 +112,15 @@ def verdicts(names: tuple[str, ...], folder: Path) -> list[tuple[str, str]]:
         rows = Result.load(path).rows
         promised = [row for row in rows if row.holds is not None]
         broken = [row for row in promised if not row.holds]
-        kept = f"{len(promised) - len(broken)} of {len(promised)} promises hold"
-        said.append((name, "; NOT: ".join([kept, *(f"{row.what} ({row.ours})" for row in broken)])))
+        said.append((name, f"{len(promised) - len(broken)} of {len(promised)} promises hold"))
+        for row in broken:
+            why = f" ({row.note})" if row.note else ""
+            said.append(("", f"NOT {row.what}: {row.ours}, where the paper has {row.paper}{why}"))
     return said
 
 
-def described(memory: Memory, info: Any, about: str, folder: Path) -> Any:
-    """Everything about one recipe, as something that rich prints. about: its docstring."""
+def described(memory: Memory, info: Any, about: str, folder: Path, width: int) -> Any:
+    """Everything about one recipe, as something that rich prints. about: its docstring. width: of what it is printed on."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -98,16 +128,17 @@ def described(memory: Memory, info: Any, about: str, folder: Path) -> Any:
     verbs = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("verb", "answer", "what it does"):
         verbs.add_column(column, overflow="fold")
-    for verb in ("admit", "evict", "fold", "recall", "place"):
-        answer, does = answered(getattr(memory, verb))
+    for verb in VERBS:
+        answer, does = answered(memory, verb)
         verbs.add_row(verb, Text(answer), Text(does))
     measured = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for name, verdict in verdicts(info.claims, folder):
         measured.add_row(name, Text(verdict))
     defaults = ", ".join(f"{key}={value!r}" for key, value in info.defaults.items()) or "none"
+    drawn = indent(layout(memory, width - 4), "    ")
     paragraphs = [" ".join(paragraph.split()) for paragraph in about.split("\n\n")]
     parts: list[Any] = [
-        Text(memory.spec, style="bold"), Text(info.paper), "", Text(f"    {layout(memory)}", style="bold"), "",
+        Text(memory.spec, style="bold"), Text(info.paper), "", Text(drawn, style="bold"), "",
         Text(" ".join(traits(memory))), "", Text("\n\n".join(paragraphs)), "",
         Text(f"Parameters and defaults: {defaults}"), "", verbs,
     ]  # fmt: skip
