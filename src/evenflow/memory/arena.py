@@ -7,7 +7,7 @@ with one row for the whole batch, and one column of slots for all heads, until r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,7 +31,7 @@ class Table:
     index: Tensor
     weight: Tensor | None = None
     merged: Tensor | None = None
-    tags: dict[str, Tensor] = field(default_factory=dict)
+    tags: Mapping[str, Tensor] = field(default_factory=dict)
     mine: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
@@ -65,6 +65,25 @@ class Table:
             return torch.cat([part, part.new_full(shape, EMPTY) if part is self.index else part.new_zeros(shape)], 2)
 
         return self.map(more)
+
+
+class Made(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for: `make` tells it from its tensor in `of`."""
+
+    def __init__(self, of: Mapping[str, Tensor], make: Callable[[str, Tensor], Tensor]) -> None:
+        self.of, self.make = of, make
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made[name] = self.make(name, self.of[name])
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .arena import Moves, Slots, Table, Undo, gathered, place, put, with_columns
+from .arena import Made, Moves, Slots, Table, Undo, gathered, place, put, with_columns
 from .channels import Elsewhere
 from .rope import Rotary
 from .step import recalled
-from .verbs import Fresh, Places
+from .verbs import Fold, Fresh, Places
 from .view import EMPTY, FOLDED, View
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class ChunkStep:
         plan = self.plans.get(number)
         if plan is None:
             plan = self.plans[number] = self._plan(layer, number, q, before)
-        self._leave(layer, number, plan, q, before)
+        if type(state.memory.fold).leave is not Fold.leave:
+            self._leave(layer, number, plan, q, before)
         seen = self._seen(layer, number, plan, rotary, q)
         slots = self._slots(layer)
         turned = k if rotary is None or seen.fresh is None else rotary.rotate(k, *seen.fresh)
@@ -313,10 +314,7 @@ class ChunkStep:
             held = torch.where(gone, EMPTY, held)
         index = torch.cat([held.expand(len(self.index), -1, -1), self.index.expand(-1, held.shape[1], -1)], 2)
         width = held.shape[2]
-        tags = {
-            name: torch.cat([tag.expand(*index.shape[:2], *tag.shape[2:]), self._fresh_tag(name, tag, index)], 2)
-            for name, tag in table.tags.items()
-        }
+        tags = self._with_fresh(table.tags, index)
         key, keep, mine = state.pending.get(number, (None, None, {}))
         if key == self.key:
             self.mine[number, "evict"] = dict(mine)
@@ -356,6 +354,14 @@ class ChunkStep:
                 setattr(table, name, with_columns(part, moves.dst, moves.taken(zero)))
         full = torch.cat([torch.where(leaving[..., :width], index[..., :width], held), index[..., width:]], 2)
         return Plan(table, moves, full, leaving, left)
+
+    def _with_fresh(self, tags: Mapping[str, Tensor], index: Tensor) -> Made:
+        """Tags of all slots and the fresh tokens, with as many rows and heads as index [R, G, n] has."""
+        alike = index.shape[:2]
+        return Made(
+            tags,
+            lambda name, tag: torch.cat([tag.expand(*alike, *tag.shape[2:]), self._fresh_tag(name, tag, index)], 2),
+        )
 
     def _fresh_tag(self, name: str, like: Tensor, index: Tensor) -> Tensor:
         """A tag of the fresh tokens [R, G, m, …], zeros where it was not given."""
@@ -423,10 +429,7 @@ class ChunkStep:
             index = plan.before = torch.cat([index[..., :at], gap, index[..., at:]], 2)
             gap = leaving.new_zeros(*leaving.shape[:2], grown)
             leaving = plan.leaving = torch.cat([leaving[..., :at], gap, leaving[..., at:]], 2)
-        tags = {
-            name: torch.cat([tag, self._fresh_tag(name, tag, plan.table.index)], 2)
-            for name, tag in plan.table.tags.items()
-        }
+        tags = self._with_fresh(plan.table.tags, plan.table.index)
         view = self._view(layer, index, Table(index, tags=tags), q, plan.left, source=before)
         view.writer = partial(self._write, layer, plan)
         view.mine = self._mine(layer, "fold")

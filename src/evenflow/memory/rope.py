@@ -229,15 +229,14 @@ class Rotary:
         return x.roll(self.roll, -1) if self.roll else x.index_select(-1, self.swap)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`x` [..., head_dim] turned by the angles whose cosine and sine are given; same dtype as `x`."""
+        """`x` [..., head_dim] turned by the angles whose cosine and sine, broadcast to it, are given; same dtype as `x`."""
         if x.numel() >= MANY and x.dtype == cos.dtype and x.stride(-1) == 1:
             if self.pairs_adjacent and x.is_contiguous():
                 # Adjacent channels are complex numbers, and one product turns them in one pass.
                 phase = torch.complex(cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())
                 return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * phase).flatten(-2)
             if self.roll:
-                half, shape = self.roll, torch.broadcast_shapes(x.shape, cos.shape)
-                turned = x.new_empty(shape)
+                half, turned, cos, sin = self.roll, x.new_empty(x.shape), cos.expand_as(x), sin.expand_as(x)
                 for own, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
                     torch.mul(x[..., own], cos[..., own], out=turned[..., own]).addcmul_(x[..., other], sin[..., own])
                 return turned
