@@ -58,7 +58,7 @@ class LeastAttended(Evict):
         return {
             "queries": torch.zeros(batch, geometry.heads, count, geometry.head_dim, dtype=geometry.dtype),
             "coordinates": torch.zeros(batch, count, axes, dtype=torch.int64),
-            "used": torch.zeros(batch, 1, 0, dtype=torch.int64),
+            "used": torch.zeros(batch, geometry.kv_heads, 0, dtype=torch.int64),
         }
 
     def arrive(self, view: View) -> None:
@@ -114,7 +114,8 @@ class LeastAttended(Evict):
         last = torch.maximum(view.coming, torch.full_like(view.coming, self.recent * frame))[:, None, None]
         stays = view.pinned | (view.index >= (view.consumed + view.coming)[:, None, None] - last)
         width = view.index.shape[-1] - view.m
-        used = pad(view.mine["used"], (0, width - view.mine["used"].shape[-1]))
+        before = view.mine["used"]
+        used = pad(before[:, : there.shape[1]], (0, width - before.shape[-1]))
         free = there & ~stays
         if self.reuse:
             free = free & pad(used < self.reuse, (0, view.m))
@@ -122,7 +123,8 @@ class LeastAttended(Evict):
         rank = phi.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         room = (self.capacity * frame - view.sink - last).clamp_min(0)
         chosen = free & (rank < room)
-        view.mine["used"] = torch.where(full, (used + 1) * chosen[..., :width], used)
+        used = torch.where(full, (used + 1) * chosen[..., :width], used)
+        view.mine["used"] = used.expand(-1, before.shape[1], -1)
         return ~full | chosen | stays
 
     def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:

@@ -35,8 +35,8 @@ class MemoryState(ABC):
     ) -> AbstractContextManager[Any]:  # fmt: skip
         """A context in which every layer attends once with `m` fresh tokens per row.
 
-        tags: what is known of each token, under the names in `TAGS`; tensors of shape [m], [B, m] or with more
-        dimensions behind. commit: False attends and leaves the memory as it was. mask: bool [B, m], False for columns
+        tags: what is known of each token, under the names in `TAGS`; tensors of shape [m] or [B, m], coordinates with
+        their axes behind. commit: False attends and leaves the memory as it was. mask: bool [B, m], False for columns
         that are padding: they are not stored and not counted, and their output means nothing. None: all are real.
         row: with `Memory.rows` copies, the one that attends; None: all of them, as one batch.
 
@@ -128,11 +128,14 @@ class MemoryState(ABC):
         for name, value in tags.items():
             if name not in TAGS:
                 raise ValueError(f"unknown tag {name!r}; a token's tags are {', '.join(TAGS)}")
-            tag = torch.as_tensor(value)
-            if tag.ndim and tag.shape[0] == m and not (tag.ndim > 1 and tuple(tag.shape[:2]) == (batch, m)):
+            tag, behind = torch.as_tensor(value), int(name == "coordinates")  # axes that a token's own tag has
+            if tag.ndim == 1 + behind and tag.shape[0] == m:
                 tag = tag.expand(batch, *tag.shape)
-            if tuple(tag.shape[:2]) != (batch, m):
-                raise ValueError(f"tag {name!r} has shape {tuple(tag.shape)}; expected ({m},) or ({batch}, {m})")
+            if tag.ndim != 2 + behind or tuple(tag.shape[:2]) != (batch, m):
+                last = ", axes" * behind
+                raise ValueError(
+                    f"tag {name!r} has shape {tuple(tag.shape)}; expected ({m}{last or ','}) or ({batch}, {m}{last})"
+                )
             checked[name] = tag
         if "time" in checked:
             checked["time"] = _in_order(checked["time"], mask, before)
@@ -148,8 +151,6 @@ class MemoryState(ABC):
 
 def _in_order(time: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
     """Times in seconds, float64 [B, m]; padding stands at the time of what precedes it, −inf where nothing does."""
-    if time.ndim > 2:
-        raise ValueError(f"tag 'time' has shape {tuple(time.shape)}; expected one number of seconds for each token")
     time = time.double()
     real = torch.ones_like(time, dtype=torch.bool) if mask is None else mask.to(time.device)
     start = time.new_full((len(time), 1), -torch.inf) if before is None else before.to(time.device)[:, None]

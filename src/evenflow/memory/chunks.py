@@ -8,6 +8,7 @@ attend what they may see (`Recall`), and at the end of a committed step the fold
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -67,8 +68,8 @@ class ArenaState(MemoryState):
             self._own(self.frame)
 
     def _own(self, frame: int) -> None:
-        """The answers' own tensors, as soon as it is known how long a frame is."""
-        g, memory = self.geometry, self.memory
+        """The answers' own tensors, as soon as it is known how long a frame is: those of every copy."""
+        g, memory = replace(self.geometry, batch=self.batch), self.memory
 
         def made(verb: str) -> dict[str, Tensor]:
             made = getattr(memory, verb).tensors(g, frame)

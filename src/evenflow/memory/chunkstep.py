@@ -44,6 +44,7 @@ class Plan:
     table: Table  # as it will be
     moves: Moves
     before: Tensor  # int64 [R, G, C + m], what slots and fresh tokens hold before anything left
+    tags: Mapping[str, Tensor]  # [R, G, C + m, …], of what is told there
     leaving: Tensor  # bool [R, G, C + m]
     left: Tensor  # bool [R]
     seen: dict[Any, Seen] = field(default_factory=dict)
@@ -178,12 +179,11 @@ class ChunkStep:
             return new
         made = dict(new)
         for name, tensor in new.items():
-            if name in old and len(old[name]) == batch and old[name].shape[1:] == tensor.shape[1:]:
-                made[name] = old[name].clone()
-                chosen = part.expand(self.batch)
-                made[name][self.rows] = torch.where(
-                    chosen.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, old[name][self.rows]
-                )
+            if name in old and len(old[name]) == batch:
+                made[name] = whole = tensor.new_zeros(batch, *tensor.shape[1:])
+                whole[tuple(slice(size) for size in old[name].shape)] = old[name]  # it may have grown
+                chosen = part.expand(self.batch).reshape(-1, *[1] * (tensor.ndim - 1))
+                whole[self.rows] = torch.where(chosen, tensor, whole[self.rows])
         return made
 
     def _mine(self, number: int, verb: str) -> dict[str, Tensor]:
@@ -191,11 +191,7 @@ class ChunkStep:
         key = (number, verb)
         if key not in self.mine:
             own = self.state.tables[number].mine if verb in ("evict", "place") else self.state.mine[number]
-            batch, rows = self.state.batch, self.rows
-            self.mine[key] = {
-                name: tensor[rows] if len(tensor) == batch and self.batch < batch else tensor
-                for name, tensor in own[verb].items()
-            }
+            self.mine[key] = {name: self._part(tensor) for name, tensor in own[verb].items()}
         return self.mine[key]
 
     # -- one layer -----------------------------------------------------------------------------------------------
@@ -219,7 +215,7 @@ class ChunkStep:
         if plan is None:
             plan = self.plans[number] = self._plan(layer, number, q, before)
         if type(state.memory.fold).leave is not Fold.leave:
-            self._leave(layer, number, plan, q, before)
+            self._leave(layer, plan, q, before)
         seen = self._seen(layer, number, plan, rotary, q)
         slots = self._slots(layer)
         turned = k if rotary is None or seen.fresh is None else rotary.rotate(k, *seen.fresh)
@@ -293,7 +289,11 @@ class ChunkStep:
 
     def _every(self, name: str) -> list[Tensor]:
         """The evict answer's tensor of that name in every table, as it was before this step."""
-        return [table.mine["evict"][name] for table in self.state.tables]
+        return [self._part(table.mine["evict"][name]) for table in self.state.tables]
+
+    def _part(self, own: Tensor) -> Tensor:
+        """The rows that take part, of an answer's own tensor of all rows."""
+        return own[self.rows] if len(own) == self.state.batch and self.batch < self.state.batch else own
 
     def _plan(self, layer: int, number: int, q: Tensor, before: Callable[[], tuple[Tensor, Tensor]]) -> Plan:
         state, m = self.state, self.m
@@ -353,7 +353,7 @@ class ChunkStep:
                 zero = part.new_zeros(*table.index.shape[:2], m)
                 setattr(table, name, with_columns(part, moves.dst, moves.taken(zero)))
         full = torch.cat([torch.where(leaving[..., :width], index[..., :width], held), index[..., width:]], 2)
-        return Plan(table, moves, full, leaving, left)
+        return Plan(table, moves, full, tags, leaving, left)
 
     def _with_fresh(self, tags: Mapping[str, Tensor], index: Tensor) -> Made:
         """Tags of all slots and the fresh tokens, with as many rows and heads as index [R, G, n] has."""
@@ -416,24 +416,22 @@ class ChunkStep:
                 gap = keep.new_zeros(*keep.shape[:2], columns)
                 state.pending[number] = (key, torch.cat([keep[..., :at], gap, keep[..., at:]], 2), mine)
 
-    def _leave(
-        self, layer: int, number: int, plan: Plan, q: Tensor, before: Callable[[], tuple[Tensor, Tensor]]
-    ) -> None:
+    def _leave(self, layer: int, plan: Plan, q: Tensor, before: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Let the fold have what leaves; it may write sinks and memory, which the queries then see."""
-        width = plan.table.index.shape[2]
-        grown = width - (plan.before.shape[2] - self.m)
-        index, leaving = plan.before, plan.leaving
+        grown = plan.table.index.shape[2] - (plan.before.shape[2] - self.m)
         if grown:
-            at = index.shape[2] - self.m
-            gap = index.new_full((*index.shape[:2], grown), EMPTY)
-            index = plan.before = torch.cat([index[..., :at], gap, index[..., at:]], 2)
-            gap = leaving.new_zeros(*leaving.shape[:2], grown)
-            leaving = plan.leaving = torch.cat([leaving[..., :at], gap, leaving[..., at:]], 2)
-        tags = self._with_fresh(plan.table.tags, plan.table.index)
-        view = self._view(layer, index, Table(index, tags=tags), q, plan.left, source=before)
+
+            def longer(part: Tensor, fill: float = 0) -> Tensor:
+                at = part.shape[2] - self.m
+                gap = part.new_full((*part.shape[:2], grown, *part.shape[3:]), fill)
+                return torch.cat([part[:, :, :at], gap, part[:, :, at:]], 2)
+
+            plan.before, plan.leaving = longer(plan.before, EMPTY), longer(plan.leaving)
+            plan.tags = Made(plan.tags, lambda name, tag: longer(tag))
+        view = self._view(layer, plan.before, Table(plan.before, tags=plan.tags), q, plan.left, source=before)
         view.writer = partial(self._write, layer, plan)
         view.mine = self._mine(layer, "fold")
-        self.state.memory.fold.leave(view, leaving)
+        self.state.memory.fold.leave(view, plan.leaving)
 
     def _write(
         self, layer: int, plan: Plan, view: View, columns: Tensor, keys: Tensor | None, values: Tensor | None,

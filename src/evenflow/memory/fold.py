@@ -119,8 +119,10 @@ class Convolved(Fold):
             raise ValueError(f"grouping is {self.grouping!r}; it must be 'temporal' or 'raster'")
 
     def suits(self, memory: Memory) -> None:
-        if not isinstance(memory.evict, Oldest) or memory.window is None:
-            raise ValueError("a fixed number of frames is convolved, so take Oldest to evict, and a window")
+        if not isinstance(memory.evict, Oldest) or memory.window is None or memory.inside == "causal":
+            raise ValueError(
+                "what is convolved leaves chunk by chunk: take Oldest to evict, a window, and inside='both'"
+            )
 
     def serves(self, geometry: Geometry) -> None:
         if self.weights is not None and tuple(self.weights.shape) != (geometry.layers, STRIDE):

@@ -105,13 +105,14 @@ class Realigned(Place):
     """
 
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
-        return {"behind": torch.zeros(geometry.batch, 1, dtype=torch.int64)}
+        return {"behind": torch.zeros(geometry.batch, geometry.kv_heads, dtype=torch.int64)}
 
     def positions(self, view: View) -> Places:
         frame, now = view.frame, (view.consumed // view.frame)[:, None]
         held = (view.index[..., view.sink :] != EMPTY).sum(-1) // frame
-        behind = torch.where(view.left[:, None], held + view.sink // frame, view.mine["behind"])
-        view.mine["behind"] = behind + (view.coming // frame)[:, None]
+        before = view.mine["behind"]
+        behind = torch.where(view.left[:, None], held + view.sink // frame, before[:, : held.shape[1]])
+        view.mine["behind"] = (behind + (view.coming // frame)[:, None]).expand_as(before)
         keys = torch.where(
             view.column < view.sink, view.column // frame + (now - behind)[..., None], view.origin // frame
         )

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from .arena import gathered
 from .buckets import bucket_attention
 from .hashing import MOST_BITS, bucket_codes, hyperplanes
+from .place import DistanceCeiling
 from .sparse import check_plain, sparse_attention
 from .verbs import Place, Recall
 from .view import EMPTY, View
@@ -102,6 +103,13 @@ class SameBucket(InBlocks):
         if not 1 <= self.bits <= MOST_BITS or self.tables < 1:
             raise ValueError(
                 f"bits is {self.bits}, tables {self.tables}; take 1 to {MOST_BITS} bits, and 1 table or more"
+            )
+
+    def suits(self, memory: Memory) -> None:
+        super().suits(memory)
+        if isinstance(memory.place, DistanceCeiling):
+            raise ValueError(
+                "keys that `DistanceCeiling` places anew for each query have no one hash; take another place"
             )
 
     def attend(

@@ -48,6 +48,10 @@ class Spilled(Fold):
     def suits(self, memory: Memory) -> None:
         if memory.rows > 1:
             raise ValueError(f"rows is {memory.rows}; blocks are those of one copy of a stream")
+        if not memory.evict.in_order:
+            raise ValueError(
+                f"evict is {type(memory.evict).__name__}; tokens of a block must not leave before others of it, so take Oldest"
+            )
         if memory.frame and memory.window is not None and memory.window * memory.frame < self.block - 1:
             raise ValueError(
                 f"block is {self.block} tokens; the window, {memory.window * memory.frame}, loses some before it is complete"
