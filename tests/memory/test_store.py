@@ -466,6 +466,55 @@ def test_a_fork_shares_what_is_there_and_goes_on_alone(tmp_path: Path) -> None:
     assert torch.equal(again.fetch(0, [12]).keys[0], pair(112)[0])
 
 
+def test_a_fork_that_writes_nothing_leaves_nothing_on_disk(tmp_path: Path) -> None:
+    store = Store(2, ram_bytes=4 * SIZE, disk=tmp_path)
+    for number in range(10):
+        put(store, number)
+    forks = [store.fork() for _ in range(5)]
+    assert [path.name for path in tmp_path.iterdir()] == ["store-0000"]
+    assert all(same(fork, number) for fork in forks for number in range(10))
+    for number in range(10, 20):
+        put(forks[3], number)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store-0000", "store-0001"]
+    forks[3].flush()
+    path = forks[3].path
+    del forks
+    again = Store.recover(path, ram_bytes=0)
+    assert all(same(again, number) for number in range(20)) and not again.lost
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_index_in_ram_counts_there_and_finds_the_same(tmp_path: Path, on_disk: bool) -> None:
+    given = {"ram_bytes": 3 * SIZE if on_disk else 100 * SIZE, "disk": tmp_path if on_disk else None}
+    near, far = Store(2, **given), Store(2, **given, index="ram")
+    for number in range(20):
+        put(near, number)
+        put(far, number)
+        index = far.levels.index
+        assert index == near.levels.index > 0 and (near.levels.device, far.levels.device, far.nbytes) == (index, 0, 0)
+        assert far.levels.ram == near.levels.ram + index
+    other = Store(2, **given, index="ram")
+    other.load_state_dict(far.state_dict())
+    for reader in (far, far.snapshot(), far.fork(), other):
+        assert torch.equal(reader.index(1).tensors["mean"], near.index(1).tensors["mean"])
+        assert reader.nbytes == 0 and all(same(far, number, reader) for number in range(20))
+    with pytest.raises(ValueError, match="'device' or in 'ram'"):
+        Store(1, ram_bytes=0, index="disk")
+
+
+@pytest.mark.parametrize("ram", [0, 4, 100])
+def test_what_was_put_since_a_mark_is_taken_back(tmp_path: Path, ram: int) -> None:
+    store = Store(2, ram_bytes=ram * SIZE, disk=tmp_path)
+    for number in range(6):
+        put(store, number)
+    mark = store.mark
+    for number in range(6, 12):
+        put(store, number)
+    store.rewind(mark)
+    assert [store.index(layer).ids.tolist() for layer in (0, 1)] == [[0, 2, 4], [1, 3, 5]] and not store.lost
+    assert put(store, 12) == 12 and all(same(store, number) for number in (*range(6), 12))
+
+
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_state_brings_everything_back(tmp_path: Path, on_disk: bool) -> None:
     store = Store(2, ram_bytes=(4 if on_disk else 40) * SIZE, disk=tmp_path if on_disk else None)

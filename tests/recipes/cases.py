@@ -71,6 +71,9 @@ CASES: dict[str, Case] = {
     "longlive": video({"window": 12}, {"window": 50}, tags=grid),
     "motionstream": video({}, {"window": 20}),
     "recompute": Case({"window": 13}, {"window": 500}, any_cut=True),
+    "rekv": Case(
+        {"n_init": 2, "n_local": 13, "frame": 4, "retrieve_size": 2}, {"n_init": 2, "n_local": 500, "frame": 4}, any_cut=True
+    ),
     "reward-forcing": video({"alpha": 0.9}, {"window": 50}, tags=grid),
     "rolling-forcing": video({"budget": 9}, {"budget": 60}, tags=grid),
     "self-forcing": video({"window": 12}, {"window": None}, tags=grid),

@@ -1,11 +1,24 @@
 """Claims: what a paper promised, measured here and now, beside what the paper printed."""
 
-from . import endless, exactness, folding, quality, repeats, speed, store, streams_of_frames, trained, windows
+from . import (
+    endless,
+    exactness,
+    folding,
+    quality,
+    repeats,
+    retrieving,
+    speed,
+    store,
+    streams_of_frames,
+    trained,
+    windows,
+)
 from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
     "Result", "Row", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "repeats", "report",
+    "retrieving",
     "run", "speed", "store", "streams_of_frames", "table", "trained",
     "windows",
 ]  # fmt: skip

@@ -57,6 +57,9 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "learned-sink": {"window": tokens},
         "motionstream": {"sink": 1, "window": kept // fresh - 1, "frame": frame},
         "recompute": {"window": tokens},
+        "rekv": {  # a question brings its own frames along, behind the prompt and what is retrieved
+            "n_init": frame, "n_local": (budget - 1) * frame, "retrieve_size": kept - 2, "frame": frame,
+        },
         "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
         "rolling-forcing": {"anchor": fresh, "budget": kept, "frame": frame},  # it holds the anchor beside these
         "self-forcing": {"window": budget, "frame": frame},

@@ -1,13 +1,13 @@
 """Everything that was read, off the device in blocks, and questions that bring back the blocks they need.
 
 `Spilled` is the fold: every complete block of un-rotated keys and values is copied into a store, with its mean key to
-find it by. `TopBlocks` is the recall that goes with it. Source: ReKV, arXiv 2503.00540, sections 3.1 and 3.2.
+find it by. `TopBlocks` is the recall that goes with it. Source: ReKV, arXiv 2503.00540, section 2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -112,7 +112,8 @@ class TopBlocks(Recall):
     """A question sees the sinks and the `size` blocks whose mean key is nearest to its mean query, oldest first.
 
     Layer by layer, by un-rotated vectors: the product of all query heads at once with the block's mean keys, each repeated
-    for the heads that share it. chunk_size: so many neighbouring blocks are taken or left together, by their mean score.
+    for the heads that share it. by: "cosine" divides it by the length of these, so that large keys are not preferred.
+    chunk_size: so many neighbouring blocks are taken or left together, by their mean score.
     The block that is not complete yet is one of them; nothing else of the window is seen. Blocks that the store has lost
     are missing, and it says so. Goes with the fold `Spilled`. answer_place: where it all stands then.
     """
@@ -120,8 +121,11 @@ class TopBlocks(Recall):
     size: int
     chunk_size: int = 1
     answer_place: Place | None = None
+    by: Literal["product", "cosine"] = "product"
 
     def __post_init__(self) -> None:
+        if self.by not in ("product", "cosine"):
+            raise ValueError(f"by is {self.by!r}; blocks are compared by 'product' or 'cosine'")
         if not 1 <= self.chunk_size <= self.size:
             raise ValueError(
                 f"size is {self.size}, chunk_size {self.chunk_size}; take 1 block or more, in chunks of so many at most"
@@ -165,10 +169,10 @@ class TopBlocks(Recall):
             ids = known.ids
         chosen = torch.arange(len(ids) + (len(rest) > 0))
         if len(chosen) > self.size:
-            scores = known.tensors["mean"] @ query.to(known.tensors["mean"].device)
+            scores = self.scores(known.tensors["mean"], query)
             if len(rest):
-                own = last[0].to(query.dtype).mean(1).flatten() @ query
-                scores = torch.cat([scores, own[None].to(scores.device)])
+                own = self.scores(last[0].to(query.dtype).mean(1).flatten()[None], query)
+                scores = torch.cat([scores, own.to(scores.device)])
             chosen = best_groups(scores, self.size, self.chunk_size).cpu()
         fetched = chosen[chosen < len(ids)]
         if len(fetched):
@@ -181,6 +185,11 @@ class TopBlocks(Recall):
             torch.cat([keys for keys, _, _ in parts], 1), torch.cat([values for _, values, _ in parts], 1),
             torch.cat([index for _, _, index in parts]),
         )  # fmt: skip
+
+    def scores(self, means: Tensor, query: Tensor) -> Tensor:
+        """How near mean keys [n, H_kv · D] are to a query [H_kv · D], the sum over the heads that share one: [n]."""
+        products = means @ query.to(means.device)
+        return products if self.by == "product" else products / means.norm(dim=-1).clamp_min(1e-30)
 
 
 def best_groups(scores: Tensor, size: int, chunk_size: int = 1) -> Tensor:

@@ -38,11 +38,13 @@ class StoreWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Levels:
-    """Bytes at each level; the index counts where it is. device: blocks brought back. disk: this store's own files."""
+    """Bytes at each level. device: blocks brought back. disk: this store's own files. index: those of the index, which
+    count on the device or in RAM as well, where it is."""
 
     device: int
     ram: int
     disk: int
+    index: int
 
 
 class Reading:
@@ -305,7 +307,8 @@ class Store(Reading):
         with self._lock:
             index = sum(shelf.nbytes for shelf in self._shelves)
             near, far = (index, 0) if self.index_in == "device" else (0, index)
-            return Levels(near + self._near_used, far + self._ram_used, self._folder.size if self._folder else 0)
+            disk = self._folder.size if self._folder else 0
+            return Levels(near + self._near_used, far + self._ram_used, disk, index)
 
     @property
     def nbytes(self) -> int:
