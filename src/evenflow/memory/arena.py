@@ -114,7 +114,7 @@ class Moves:
     def taken(self, fresh: Tensor) -> Tensor:
         """The part of `fresh` [R, G, m, …] that is kept, [R, G, k, …]."""
         if self.src.ndim == 1:
-            return fresh.index_select(2, self.src)
+            return fresh if len(self.src) == fresh.shape[2] else fresh.index_select(2, self.src)
         return gathered(fresh, self.src)
 
 

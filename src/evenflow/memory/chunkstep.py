@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -173,11 +173,9 @@ class ChunkStep:
 
     def _kept(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
         """Own tensors after the step: those of rows that took no part are as they were."""
-        batch, part = self.state.batch, self.coming > 0
-        everybody = self.batch == batch and (len(part) < batch or bool(part.all()))
-        if everybody:
+        if self.everybody:
             return new
-        made = dict(new)
+        batch, part, made = self.state.batch, self.coming > 0, dict(new)
         for name, tensor in new.items():
             if name in old and len(old[name]) == batch:
                 made[name] = whole = tensor.new_zeros(batch, *tensor.shape[1:])
@@ -185,6 +183,11 @@ class ChunkStep:
                 chosen = part.expand(self.batch).reshape(-1, *[1] * (tensor.ndim - 1))
                 whole[self.rows] = torch.where(chosen, tensor, whole[self.rows])
         return made
+
+    @cached_property
+    def everybody(self) -> bool:
+        """Whether every row takes part."""
+        return self.batch == self.state.batch and (self.counted is None or bool((self.coming > 0).all()))
 
     def _mine(self, number: int, verb: str) -> dict[str, Tensor]:
         """An answer's own tensors in this step: a copy of the table of them, to be thrown away or kept."""
@@ -293,7 +296,7 @@ class ChunkStep:
 
     def _part(self, own: Tensor) -> Tensor:
         """The rows that take part, of an answer's own tensor of all rows."""
-        return own[self.rows] if len(own) == self.state.batch and self.batch < self.state.batch else own
+        return own[self.rows] if self.batch < self.state.batch and len(own) == self.state.batch else own
 
     def _plan(self, layer: int, number: int, q: Tensor, before: Callable[[], tuple[Tensor, Tensor]]) -> Plan:
         state, m = self.state, self.m
@@ -324,23 +327,15 @@ class ChunkStep:
             keep = state.memory.evict.keep(view)
             if state.memory.evict.content:  # tags decide anew: another call of that length may bring others
                 state.pending[number] = (self.key, keep, dict(view.mine))
-        # Sinks come first: whatever the budget, the first tokens of a stream stay as long as there is room for sinks.
-        sinks = state.memory.sink * self.frame
-        room = sinks - (held[..., :sinks] != EMPTY).sum(-1, keepdim=True)
-        stays = torch.zeros_like(index, dtype=torch.bool)
-        stays[..., width:] = self.stream[:, None] - self.consumed[:, None, None] < room
-        if state.memory.fold.from_start:
-            first = sinks + state.memory.fold.slots(self.frame)
-            stays[..., width:] |= self.stream[:, None] < first
-        stays[..., :width] |= (self.coming == 0)[:, None, None]  # a row that takes no part loses nothing
-        keep = index != EMPTY if keep is None else (keep | stays) & (index != EMPTY)
-        heads = keep.shape[1]
-        index = index.expand(max(len(index), len(keep)), max(index.shape[1], heads), -1)
-        leaving = (index != EMPTY) & ~keep
-        leaving[..., width:] = False
+        stays, leaving = index, torch.zeros_like(index, dtype=torch.bool)
+        if keep is not None:
+            keep = keep | self._staying(held, index)
+            index = index.expand(max(len(index), len(keep)), max(index.shape[1], keep.shape[1]), -1)
+            leaving = (index != EMPTY) & ~keep
+            leaving[..., width:] = False
+            stays = torch.where(keep, index, EMPTY)
         left = leaving.flatten(1).any(1)
-        after = torch.where(keep[..., :width], index[..., :width], EMPTY)
-        coming = torch.where(keep[..., width:], index[..., width:], EMPTY)
+        after, coming = stays[..., :width], stays[..., width:]
         table = table.widened(*after.shape[:2])
         after, table, moves = self._assign(after, coming, table, number)
         table = replace(table, index=with_columns(after, moves.dst, moves.taken(coming)), mine={})
@@ -352,8 +347,21 @@ class ChunkStep:
             if part is not None:
                 zero = part.new_zeros(*table.index.shape[:2], m)
                 setattr(table, name, with_columns(part, moves.dst, moves.taken(zero)))
-        full = torch.cat([torch.where(leaving[..., :width], index[..., :width], held), index[..., width:]], 2)
-        return Plan(table, moves, full, tags, leaving, left)
+        return Plan(table, moves, index, tags, leaving, left)
+
+    def _staying(self, held: Tensor, index: Tensor) -> Tensor:
+        """Bool [R, G, C + m]: what stays whatever the evict answer says.
+
+        Sinks come first: whatever the budget, the first tokens of a stream stay as long as there is room for sinks. And
+        a row that takes no part loses nothing.
+        """
+        fold, width, sinks = self.state.memory.fold, held.shape[2], self.state.memory.sink * self.frame
+        room = sinks - (held[..., :sinks] != EMPTY).sum(-1, keepdim=True)
+        stays = (self.coming == 0)[:, None, None].repeat(1, *index.shape[1:])
+        stays[..., width:] = self.stream[:, None] - self.consumed[:, None, None] < room
+        if fold.from_start:
+            stays[..., width:] |= self.stream[:, None] < sinks + fold.slots(self.frame)
+        return stays
 
     def _with_fresh(self, tags: Mapping[str, Tensor], index: Tensor) -> Made:
         """Tags of all slots and the fresh tokens, with as many rows and heads as index [R, G, n] has."""
