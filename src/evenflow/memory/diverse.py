@@ -56,10 +56,10 @@ class LeastDiverse(Evict):
         budget, count = self.budget(view), candidates.sum(-1, keepdim=True)
 
         keys = view.turned(view.keys, torch.zeros_like(view.index))
-        units = torch.nn.functional.normalize(keys if keys.dtype == torch.float64 else keys.float(), dim=-1)
-        units = torch.where(candidates[..., None], units, 0)
-        mean = units.sum(2, keepdim=True) / count.clamp_min(1)[..., None]
-        alike = (units * mean).sum(-1)
+        keys = keys if keys.dtype == torch.float64 else keys.float()
+        shorter = torch.where(candidates, 1 / torch.linalg.vector_norm(keys, dim=-1).clamp_min(1e-12), 0)
+        mean = shorter[:, :, None] @ keys / count.clamp_min(1)[..., None]
+        alike = (keys * mean).sum(-1) * shorter
 
         room = budget - stays.sum(-1, keepdim=True)
         rank = alike.masked_fill(~candidates, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
