@@ -45,10 +45,12 @@ def test_the_example_of_the_verbs_page_runs(tmp_path):
 
 
 def test_the_recipe_of_contributing_passes_its_test_and_is_that_of_the_example(tmp_path):
-    recipe, test = blocks(ROOT / "CONTRIBUTING.md")
-    (tmp_path / "own_recipe.py").write_text(recipe, encoding="utf-8")
-    (tmp_path / "test_own_recipe.py").write_text(test, encoding="utf-8")
-    assert "1 passed" in run(["-m", "pytest", "-q", "test_own_recipe.py"], tmp_path)
+    recipe, test, claim = blocks(ROOT / "CONTRIBUTING.md")
+    for name, code in {"own_recipe": recipe, "test_own_recipe": test, "own_claim": claim}.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    assert "6 passed" in run(["-m", "pytest", "-q", "test_own_recipe.py"], tmp_path)
+    measures = "import own_claim, own_recipe; from evenflow.claims import run; print(run('tova').holds)"
+    assert run(["-c", measures], tmp_path) == "True\n"
     example = (ROOT / "examples" / "own_recipe.py").read_text(encoding="utf-8")
     definition = recipe[recipe.index("@dataclass") :].strip()
     assert definition in example
