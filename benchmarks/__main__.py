@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging
 
-from . import bookkeeping, decode, feed, growth, store
+from . import bookkeeping, decode, feed, growth, recipes, store
 from .showing import figure, tables
 from .timing import machine
 
@@ -26,6 +26,7 @@ ALL: dict[str, Callable[..., dict[str, Any]]] = {
     "feed": feed.measure,
     "growth": growth.measure,
     "store": store.measure,
+    "recipes": recipes.measure,
 }
 QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "decode": partial(decode.measure, length=256, layers=2, rounds=5, recomputed=1),
@@ -33,6 +34,7 @@ QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "feed": partial(feed.measure, rounds=2),
     "growth": partial(growth.measure, places=(512, 1024, 2048), steps=5),
     "store": partial(store.measure, blocks=8, rounds=3),
+    "recipes": partial(recipes.measure, frames=(8,), budget=12, heads=2, dim=16, rounds=2),
 }
 
 

@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from .decode import BYTES, OURS, PRODUCT
+from .recipes import FLOOR, PARTS, RING
 
 BOOKKEEPING = 0.15  # at most
 
 
 def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
     """The tables of one benchmark."""
+    if name == "recipes":
+        yield from (recipes_table(f"{result['title']}: {case}", rows) for case, rows in result["cases"].items())
+        return
     shown = Table(title=result["title"], title_justify="left")
     if name == "decode":
         for column in ("", "ms", "ours in units of it", "wanted"):
@@ -54,6 +59,27 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
     yield shown
 
 
+def recipes_table(title: str, rows: dict[str, Any]) -> Table:
+    """Every recipe in one case, a row each."""
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
+    for column in ("", "tokens", "ms", "÷ ring", "÷ att.", "MB"):
+        shown.add_column(f" {column}".rstrip(), justify="left" if not column else "right", no_wrap=True)
+    shown.add_column("  most of the time", no_wrap=True)
+    for name, row in rows.items():
+        times = (f" {row['times'][what]:.3g}" for what in (RING, FLOOR))
+        most = sorted(row["parts"], key=lambda part: -row["parts"][part])[:2]
+        shown.add_row(
+            name, f" {row['attended']}", f" {row['milliseconds']['recipe']:.3g}", *times,
+            f" {row['allocated'] / 1e6:.1f}", "  " + ", ".join(f"{part} {100 * row['parts'][part]:.0f}%" for part in most),
+        )  # fmt: skip
+    alone = max(row["allocated by attention"] for row in rows.values()) / 1e6
+    shown.caption = (
+        f"÷: in units of the {RING} and of {FLOOR}, over as many tokens. MB: what a step asks of the allocator; {FLOOR} "
+        f"asks for {alone:.1f}. Time goes into {', '.join(PARTS)}."
+    )
+    return shown
+
+
 def figure(results: dict[str, Any], path: Path) -> None:
     """One panel for each benchmark that was run."""
     import matplotlib
@@ -61,8 +87,11 @@ def figure(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in ("decode", "bookkeeping", "feed", "growth", "store") if name in results]
-    shown, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), layout="constrained", squeeze=False)
+    names = [name for name in ("decode", "bookkeeping", "feed", "growth", "store", "recipes") if name in results]
+    height = 5.6 if "recipes" in results else 3.8
+    shown, axes = pyplot.subplots(
+        1, len(names), figsize=(5.2 * len(names), height), layout="constrained", squeeze=False
+    )
     for axis, name in zip(axes[0], names, strict=True):
         result = results[name]
         axis.set_title(result["title"], fontsize=10)
@@ -79,6 +108,18 @@ def figure(results: dict[str, Any], path: Path) -> None:
             rates = result["tokens a second by tokens a feed"]
             axis.plot([int(size) for size in rates], list(rates.values()), marker="o")
             axis.set(xscale="log", yscale="log", xlabel="tokens a feed", ylabel="tokens a second")
+        elif name == "recipes":
+            case, rows = max(result["cases"].items(), key=lambda case: len(case[1]))
+            axis.set_title(f"{result['title']}\n{case}", fontsize=10)
+            ordered = sorted(rows, key=lambda one: -rows[one]["times"][FLOOR])
+            left = [0.0] * len(ordered)
+            for part in PARTS:
+                widths = [rows[one]["times"][FLOOR] * rows[one]["parts"][part] for one in ordered]
+                axis.barh(ordered, widths, left=left, label=part, color="lightgrey" if part == "attention" else None)
+                left = [a + b for a, b in zip(left, widths, strict=True)]
+            axis.axvline(1, color="k", linewidth=0.8)
+            axis.set_xlabel(f"times {FLOOR}")
+            axis.legend(fontsize=8, frameon=False)
         elif name == "store":
             rates = result["gigabytes a second"]
             colours = ["lightgrey" if "floor" in what else "tab:blue" for what in rates]

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import evenflow as ef
-from benchmarks import rivals
+from benchmarks import recipes, rivals
+from benchmarks.showing import tables
 from benchmarks.timing import interleaved, ratio
+from evenflow.memory.attention import softmax_attention
+from evenflow.memory.rope import Rotary
 
 SINK, WINDOW = 4, 28
 
@@ -64,6 +67,39 @@ def test_turns_are_taken_and_compared():
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warmup=1)
     assert calls == ["a", "b", "a", "b", "b", "a"] and [len(times) for times in seconds.values()] == [2, 2]
     assert ratio({"a": [1.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b") == 2.0
+
+
+def test_time_counts_where_it_is_spent():
+    x = torch.randn(1, 4, 512, 32)
+    rotary = Rotary(ef.Rope(), 32, x.dtype, x.device)
+    turn = rotary.at(torch.arange(512))
+    shares = {
+        "attention": recipes.parts(lambda: softmax_attention(x, x, x, None, 0.1, None), 5),
+        "rotation": recipes.parts(lambda: rotary.rotate(x, *turn), 5),
+    }
+    assert all(share[name] > 0.9 and sum(share.values()) == pytest.approx(1) for name, share in shares.items())
+    assert recipes.allocated(lambda: torch.empty(1000), 3) == 4000
+
+
+def test_every_recipe_is_compared_over_as_many_tokens_as_it_attends():
+    got = recipes.measure(
+        frames=(8,), budget=12, heads=2, dim=16, rounds=2, names=("dvgt2", "motionstream", "streaming-vlm", "window"),
+        say=lambda text: None,
+    )  # fmt: skip
+    frames, single = got["cases"].values()
+    assert set(frames) == {"dvgt2", "motionstream", "streaming-vlm", "window"}
+    assert set(single) == {"streaming-vlm", "window"}  # the others bring whole frames
+    # Twelve frames, the three fresh ones among them; on the ring as many tokens and the query itself.
+    assert (frames["dvgt2"]["attended"], frames["motionstream"]["attended"], frames["window"]["attended"]) == (
+        96,
+        96,
+        97,
+    )
+    for row in (*frames.values(), *single.values()):
+        assert sum(row["parts"].values()) == pytest.approx(1)
+        assert min(row["times"].values()) > 0 and row["allocated"] > 0
+    (first, second) = tables("recipes", got)
+    assert first.row_count == 4 and second.row_count == 2
 
 
 def test_the_command_measures_and_writes(tmp_path):
