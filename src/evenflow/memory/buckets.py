@@ -1,7 +1,7 @@
 """Attention within buckets: a query attends exactly the keys that share a bucket with it in one of several tables.
 
-Queries and keys are sorted by their code, table by table, and cut into blocks: what a block of queries may see is then
-one run of key blocks, and only these products are computed. A key met in several tables counts once.
+Table by table, keys are sorted by their code: what the queries of a bucket may see is then one run of keys, and only
+these products are computed. A key met in several tables counts once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch.nn.functional import pad
 
 from .sparse import check_bias
 
-SLAB = {"cpu": 2**18}  # scores computed at once: what a core's cache holds
+SLAB = {"cpu": 2**17}  # scores computed at once: what a core's cache holds
 LARGE = 2**26  # on other devices
 NO_KEY, NO_QUERY = -1, -2  # codes of what is not there; they meet nothing
+NOWHERE = -1e30  # the largest score of a query that met no key
 
 
 def shared_products(query_codes: Tensor, key_codes: Tensor) -> Tensor:
@@ -28,23 +29,58 @@ def shared_products(query_codes: Tensor, key_codes: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
+class _Table:
+    """One table. order: int64 [key rows, n], sorts keys by code. start, stop: int64 [rows, m], the run of sorted keys
+    that shares a query's bucket. held, asked: float [key rows, n] and [rows, m], equal where keys and queries meet."""
+
+    order: Tensor
+    start: Tensor
+    stop: Tensor
+    held: Tensor
+    asked: Tensor
+
+    @classmethod
+    def of(cls, asked: Tensor, held: Tensor, key_row: Tensor, dtype: torch.dtype) -> _Table:
+        """From codes of queries [rows, m] and of keys [key rows, n]."""
+        asked, held = torch.where(asked < 0, NO_QUERY, asked), torch.where(held < 0, NO_KEY, held)
+        ordered, order = held.sort(-1)
+        bucket = torch.searchsorted(ordered, held)  # codes may be too large for a float, places are not
+        ordered = ordered[key_row]
+        start, stop = (torch.searchsorted(ordered, asked, right=right) for right in (False, True))
+        return cls(order, start, stop, bucket.to(dtype), torch.where(stop > start, start, -1).to(dtype))
+
+
+@dataclass(eq=False)
 class _Sums:
-    """What is summed for each query [rows, m]: largest score so far, sum of weights, weighted values."""
+    """What is summed for each query: largest score so far [count], sum of weights, weighted values [count, D_v]."""
 
     most: Tensor
     weight: Tensor
     value: Tensor
 
+    @classmethod
+    def empty(cls, count: int, dim: int, like: Tensor) -> _Sums:
+        """Nothing yet."""
+        return cls(like.new_full((count,), NOWHERE), like.new_zeros(count), like.new_zeros(count, dim))
+
+    def add(self, other: _Sums) -> None:
+        """Take in what was summed over other keys."""
+        peak = torch.maximum(self.most, other.most)
+        mine, theirs = ((sums.most - peak).exp_() for sums in (self, other))
+        self.weight = self.weight * mine + other.weight * theirs
+        self.value.mul_(mine[:, None]).addcmul_(other.value, theirs[:, None])
+        self.most = peak
+
 
 def bucket_attention(
     query: Tensor, keys: Tensor, values: Tensor, query_codes: Tensor, key_codes: Tensor, *, scale: float,
-    block: int = 32, bias: Tensor | None = None,
+    block: int = 128, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Softmax attention of each query over the keys that have its code in any table; zeros where there is none.
 
     query [B, H_q, m, D]; keys [B, H_kv, n, D]; values [B, H_kv, n, D_v]; codes int64 [B, H_q, m, tables] and
     [B, H_kv, n, tables], 0 or more, negative where there is nothing to attend; bias: one number a key, broadcastable to
-    [B, H_q, 1, n]. Returns [B, H_q, m, D_v].
+    [B, H_q, 1, n]. Returns [B, H_q, m, D_v]. `block` queries of a bucket are taken at once.
     """
     check_bias(bias)
     batch, heads, m = query.shape[:3]
@@ -52,81 +88,90 @@ def bucket_attention(
     wide = torch.promote_types(query.dtype, torch.float32)
     row = torch.arange(batch * heads, device=query.device)
     key_row = row // heads * kv_heads + row % heads // (heads // kv_heads)
-    q, k, v = (x.reshape(-1, *x.shape[2:]).to(wide) for x in (query, keys, values))
-    q_codes, k_codes = (x.reshape(-1, *x.shape[2:]) for x in (query_codes, key_codes))
-    k_codes = torch.where(k_codes < 0, NO_KEY, k_codes)
-    q_codes = torch.where(q_codes < 0, NO_QUERY, q_codes)
-    cost = None if bias is None else bias[:, :, 0].expand(batch, heads, n).reshape(-1, n).to(wide)
-    sums = _Sums(q.new_full(q.shape[:2], -torch.inf), q.new_zeros(q.shape[:2]), q.new_zeros(*q.shape[:2], v.shape[-1]))
-    for table in range(q_codes.shape[-1]):
-        _add(sums, q * scale, k, v, q_codes[..., : table + 1], k_codes[..., : table + 1], key_row, cost, block)
-    out = sums.value / sums.weight.clamp_min(torch.finfo(wide).tiny)[..., None]
+    q, k, v = (x.flatten(0, -2).to(wide) for x in (query, keys, values))
+    cost = None if bias is None else bias[:, :, 0].expand(batch, heads, n).flatten().to(wide)
+    sums, tables = _Sums.empty(len(q), values.shape[-1], q), list[_Table]()
+    codes = (codes.flatten(0, 1).movedim(-1, 0).contiguous() for codes in (query_codes, key_codes))
+    for asked, held in zip(*codes, strict=True):
+        tables.append(_Table.of(asked, held, key_row, wide))
+        sums.add(_brought(tables, q * scale, k, v, key_row, cost, min(block, m)))
+    out = sums.value / sums.weight.clamp_min(torch.finfo(wide).tiny)[:, None]
     return out.reshape(batch, heads, m, -1).to(query.dtype)
 
 
-def _add(
-    sums: _Sums, q: Tensor, k: Tensor, v: Tensor, q_codes: Tensor, k_codes: Tensor, key_row: Tensor,
-    cost: Tensor | None, block: int,
-) -> None:  # fmt: skip
-    """Add what the last of the tables brings that none before it has brought."""
-    (rows, m, dim), n = q.shape, k.shape[1]
-    q_order, k_order = q_codes[..., -1].argsort(dim=-1, stable=True), k_codes[..., -1].argsort(dim=-1, stable=True)
-    q, q_codes = _sorted(q, q_order), _sorted(q_codes, q_order)
-    k, v, k_codes = _sorted(k, k_order), _sorted(v, k_order), _sorted(k_codes, k_order)
-    code = k_codes[..., -1][key_row].contiguous()
-    short = -m % block
-    lowest = pad(q_codes[..., -1], (0, short), value=NO_QUERY).unflatten(1, (-1, block))
-    highest = lowest.amax(-1)
-    lowest = torch.where(lowest < 0, highest[..., None].clamp_min(0), lowest).amin(-1)
-    start = (
-        torch.searchsorted(code, lowest) // block
-    )  # first and behind the last of the key blocks, [rows, query blocks]
-    stop = -(-torch.searchsorted(code, highest, right=True) // block)
-    stop = torch.where(highest < 0, start, stop)
-    count = (stop - start).clamp_min(0).flatten()
-    pair_q = torch.repeat_interleave(torch.arange(len(count), device=q.device), count)
-    pair_k = torch.arange(len(pair_q), device=q.device) - (count.cumsum(0) - count)[pair_q] + start.flatten()[pair_q]
-    pair_row = pair_q // start.shape[1]
-    blocks = -(-n // block)
-    pair_key = key_row[pair_row] * blocks + pair_k  # of keys, that query heads share
-    queries, asked = _cut(q, block, 0), _cut(q_codes, block, NO_QUERY)
-    keys, values, held = _cut(k, block, 0), _cut(v, block, 0), _cut(k_codes, block, NO_KEY)
-    costs = None if cost is None else _cut(cost.gather(1, k_order[key_row])[..., None], block, 0)[..., 0]
-    most, weight = _cut(_sorted(sums.most, q_order), block, -torch.inf), _cut(_sorted(sums.weight, q_order), block, 0)
-    value = _cut(_sorted(sums.value, q_order), block, 0)
-    step = max(1, SLAB.get(q.device.type, LARGE) // (block * max(block, dim)))
-    for at in range(0, len(pair_q), step):
-        part = slice(at, at + step)
-        mine, theirs = pair_q[part], pair_key[part]
-        score = queries[mine] @ keys[theirs].transpose(1, 2)
-        if costs is not None:
-            score = score + costs[pair_row[part] * blocks + pair_k[part]][:, None]
-        met = asked[mine][:, :, None] == held[theirs][:, None]
-        new = met[..., -1] if met.shape[-1] == 1 else met[..., -1] & ~met[..., :-1].any(-1)
-        score = score.masked_fill(~new, -torch.inf)
-        first, last = int(mine[0]), int(mine[-1]) + 1
-        old, local = most[first:last], mine - first
-        peak = old.scatter_reduce(0, local[:, None].expand(-1, block), score.amax(-1), "amax")
-        base = torch.where(peak > -torch.inf, peak, 0)
-        shrink = (old - base).exp()
-        score = (score - base[local][..., None]).exp()
-        weight[first:last] = (weight[first:last] * shrink).index_add(0, local, score.sum(-1))
-        value[first:last] = (value[first:last] * shrink[..., None]).index_add(0, local, score @ values[theirs])
-        most[first:last] = peak
-    for name, tensor in (("most", most), ("weight", weight), ("value", value)):
-        whole = getattr(sums, name)
-        back = tensor.reshape(rows, -1, *tensor.shape[2:])[:, :m]
-        whole.scatter_(1, q_order if whole.ndim == 2 else q_order[..., None].expand_as(whole), back)
+@dataclass(eq=False)
+class _Units:
+    """Queries of one bucket, `block` of them at most, and the run of keys they share: one a column, alike ones together.
+
+    row: which of [rows, m] they are in; query: where the first stands among sorted queries; count: how many; wide: that,
+    rounded up; key: where the run begins among sorted keys; length: of the run. All int64 [units].
+    """
+
+    row: Tensor
+    query: Tensor
+    count: Tensor
+    wide: Tensor
+    key: Tensor
+    length: Tensor
+
+    @classmethod
+    def of(cls, table: _Table, block: int) -> tuple[_Units, Tensor]:
+        """All of a table, and the order int64 [rows, m] that sorts queries by bucket."""
+        (rows, m), n, device = table.start.shape, table.order.shape[1], table.order.device
+        bucket, order = torch.where(table.stop > table.start, table.start, n).sort(-1)
+        place = torch.arange(m, device=device).expand(rows, -1)
+        begins = pad(bucket[:, 1:] != bucket[:, :-1], (1, 0), value=True)
+        begins = (place - torch.where(begins, place, 0).cummax(-1).values) % block == 0
+        size = (begins.flatten().cumsum(0) - 1).bincount()
+        row, query = begins.nonzero().unbind(-1)
+        key = bucket[row, query]
+        length = table.stop[row, order[row, query]] - key
+        step = max(1, block // 4)
+        wide = -(-size // step) * step
+        alike = torch.where(key < n, wide * (n + 1) + length, 0).argsort(descending=True)
+        alike = alike[: int((key < n).sum())]
+        return cls(*(x[alike] for x in (row, query, size, wide, key, length))), order
 
 
-def _sorted(x: Tensor, order: Tensor) -> Tensor:
-    """x [rows, n, …] in that order [rows, n]."""
-    return x.gather(1, order if x.ndim == 2 else order[..., None].expand_as(x))
-
-
-def _cut(x: Tensor, block: int, fill: float) -> Tensor:
-    """x [rows, n, …] as blocks [rows · blocks, block, …], filled up at the end of each row."""
-    short = -x.shape[1] % block
-    if short:
-        x = pad(x, (*[0, 0] * (x.ndim - 2), 0, short), value=fill)
-    return x.unflatten(1, (-1, block)).flatten(0, 1)
+def _brought(
+    tables: list[_Table], q: Tensor, k: Tensor, v: Tensor, key_row: Tensor, cost: Tensor | None, block: int
+) -> _Sums:
+    """What the last of the tables brings that none before it has brought."""
+    table, before = tables[-1], tables[:-1]
+    (rows, m), n, dim = table.start.shape, table.order.shape[1], q.shape[1]
+    units, order = _Units.of(table, block)
+    first = torch.arange(rows, device=q.device)[:, None]  # of each row
+    queries = pad((first * m + order).flatten(), (0, block))  # sorted by bucket, row by row
+    keys = (first[: len(table.order)] * n + table.order).flatten()
+    met = [(other.asked.flatten(), other.held.flatten()) for other in before]
+    sums = _Sums.empty(rows * m + 1, v.shape[1], q)  # the last one takes what fills up units
+    lengths, widths = units.length.tolist(), units.wide.tolist()
+    alike = {width: unit + 1 for unit, width in enumerate(widths)}  # where the units of a width end
+    slab, at = SLAB.get(q.device.type, LARGE), 0
+    while at < len(lengths):
+        width, longest = widths[at], lengths[at]
+        part = slice(at, min(at + max(1, slab // (width * max(longest, dim))), alike[width]))
+        at = part.stop
+        along = torch.arange(max(width, longest), device=q.device)
+        last = units.length[part, None] - 1  # what fills up a run repeats its last key, without weight
+        seen = (key_row[units.row[part]] * n + units.key[part])[:, None] + along[:longest].minimum(last)
+        seen = keys.index_select(0, seen.flatten())
+        asks = queries[(units.row[part] * m + units.query[part])[:, None] + along[:width]].flatten()
+        score = q.index_select(0, asks).view(-1, width, dim) @ k.index_select(0, seen).view(-1, longest, dim).mT
+        if cost is not None:
+            own = units.row[part, None] * n + seen.remainder(n).view(-1, longest)
+            score = score + cost[own][:, None]
+        peak = score.amax(-1, keepdim=True).clamp_min_(NOWHERE)
+        score = score.sub_(peak).exp_()
+        apart = None  # 0 for keys and queries that met before
+        for asked, held in met:
+            far = asked[asks].view(-1, width, 1) - held.index_select(0, seen).view(-1, 1, longest)
+            apart = far.abs_() if apart is None else torch.minimum(apart, far.abs_(), out=apart)
+        if apart is not None:
+            score = score.mul_(apart.clamp_max_(1))
+        if lengths[at - 1] < longest:
+            score = score.mul_((along[:longest] <= last)[:, None])
+        value = (score @ v.index_select(0, seen).view(-1, longest, v.shape[1])).flatten(0, 1)
+        into = torch.where(along[:width] < units.count[part, None], asks.view(-1, width), rows * m).flatten()
+        sums.most[into], sums.weight[into], sums.value[into] = peak.flatten(), score.sum(-1).flatten(), value
+    return _Sums(sums.most[:-1], sums.weight[:-1], sums.value[:-1])
