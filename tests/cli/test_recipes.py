@@ -86,6 +86,7 @@ def test_a_recipe_in_full(name, width, tmp_path):
     )
     assert ("a text is read one token a step" in flat) == (memory.inside == "causal" and not memory.cut_free)
     assert ("A question also reads" in flat) == memory.retrieves
+    assert ("so no text is read" in flat) == (name not in READERS)
 
 
 def test_a_memory_that_needs_a_tag_says_so():

@@ -8,10 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evenflow.memory import Absolute, Contiguous, LastByModality, LastSeconds, Memory
+from evenflow.memory import (
+    Absolute,
+    Contiguous,
+    DistanceCeiling,
+    LastByModality,
+    LastSeconds,
+    LeastAttended,
+    LinearState,
+    Memory,
+    Never,
+    Recall,
+    Spilled,
+)
 
 from .drive import random_inputs
 from .oracle import rotated
+from .test_verbs import Strongest
 
 GEOMETRY = {"layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "dtype": torch.float64}
 FREQUENCIES = [10_000.0 ** (-2 * pair / 8) for pair in range(4)]
@@ -335,3 +348,48 @@ def test_sinks_come_nearer_token_by_token_in_the_arena_too(cut):
     arena = Memory(sink=2, window=7, evict=LastByModality({}, others=7)).build(**GEOMETRY)
     inputs = random_inputs(ring, 30)
     same(feed_all(arena, inputs, [cut], {})[0], feed_all(ring, inputs, [1], {})[0])
+
+
+class OwnStep(Recall):
+    """A query sees what its step brings."""
+
+    def among(self, view):
+        return view.fresh
+
+
+CUT_FREE = [
+    Memory(window=9),
+    Memory(window=9, sink=2, recall=Strongest(4)),
+    Memory(sink=2, window=9, evict=LastSeconds(100.0), recall=Strongest(4)),
+    Memory(sink=2, evict=LastSeconds(3.0), place=DistanceCeiling(6)),
+    Memory(sink=2, evict=LastByModality({0: 3, 1: 2}, others=2), place=Absolute()),
+    Memory(evict=Never()),
+    Memory(sink=1, window=9, fold=Spilled(4, 10**6)),
+]
+
+
+@pytest.mark.parametrize("memory", CUT_FREE, ids=lambda memory: type(memory.evict).__name__)
+@pytest.mark.parametrize("cut", [[7], [1, 13], [40]])
+def test_what_says_it_is_cut_free_gives_the_same_in_any_cut(memory, cut):
+    assert memory.cut_free
+    tags, inputs = both_tags(40), random_inputs(memory.build(**GEOMETRY), 40)
+    one_by_one = feed_all(memory.build(**GEOMETRY), inputs, [1], tags)
+    same(feed_all(memory.build(**GEOMETRY), inputs, cut, tags)[0], one_by_one[0])
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Memory(sink=2, evict=LastByModality({0: 3, 1: 2}, others=2)),
+        Memory(window=9, recall=OwnStep()),
+        Memory(window=6, sink=3, evict=LeastAttended(7, 2)),
+        Memory(window=9, fold=LinearState(9, 0.5), sink=1, place=Absolute()),
+        Memory(window=9, inside="both"),
+    ],
+    ids=["gaps", "own step", "attended", "state", "both"],
+)
+def test_what_depends_on_the_cut_says_so(memory):
+    assert not memory.cut_free
+    tags, inputs = both_tags(40), random_inputs(memory.build(**GEOMETRY), 40)
+    one_by_one = feed_all(memory.build(**GEOMETRY), inputs, [1], tags)
+    assert (feed_all(memory.build(**GEOMETRY), inputs, [13], tags)[0] - one_by_one[0]).abs().max() > 1e-3

@@ -73,7 +73,7 @@ def _short(value: Any) -> str:
 
 def traits(memory: Memory) -> list[str]:
     """What the composition says beside regions and answers, a sentence each."""
-    both = "see each other both ways" if memory.inside == "both" else "see those before them"
+    both = "see each other both ways, so no text is read" if memory.inside == "both" else "see those before them"
     said = [f"The fresh tokens of one step {both}."]
     if memory.frame is None:
         said.append("How many tokens a frame has is found in the first step.")
