@@ -456,6 +456,22 @@ def test_questions_are_answered_in_other_threads_while_the_stream_goes_on(tmp_pa
         assert seen == index and worst(ours, theirs) < 1e-10
 
 
+def test_a_question_may_select_anew_until_it_is_answered_and_be_copied_then():
+    calls, ask = random_calls([PROMPT, *[FRAME] * 12, 2]), random_calls([4, 3, 1, 2, 1], seed=5)
+    question = fed(build(), calls).question()
+    with question.retrieve(3):
+        for layer, one in enumerate(random_calls([3], seed=8)):
+            question.attend(layer, *(x[None] for x in (one[0].q, one[0].k, one[0].v)))
+    asked(question, [layer[0] for layer in ask], part(ask, 1, 3))
+    theirs, index = expected(calls, ask)
+    twin = question.fork()
+    for copy in (question, twin):
+        assert worst(play(copy, part(ask, 3, 5)), part(theirs, 3, 5)) < 1e-10
+        assert [copy.held(layer) for layer in range(2)] == [[*seen, *range(53, 60)] for seen in index]
+    with pytest.raises(RuntimeError, match="answer has begun"):
+        question.retrieve(4)
+
+
 def test_a_step_that_fails_at_its_end_leaves_no_block_behind(monkeypatch):
     calls, ask = random_calls([PROMPT, *[FRAME] * 6]), random_calls([4], seed=5)
     state = fed(build(), part(calls, 0, 6))
@@ -483,7 +499,12 @@ def test_inference_mode_may_come_and_go():
     for n in range(7):
         with torch.inference_mode(n % 2 == 0):
             play(state, part(calls, n, n + 1))
-    assert worst(answered(state, ask)[0], expected(calls, ask)[0]) < 1e-10
+    question = state.question()
+    with torch.inference_mode():
+        first, _ = asked(question, [layer[0] for layer in ask])
+    later = play(question, part(random_calls([4, 3], seed=5), 1, None))
+    theirs, _ = expected(calls, random_calls([4, 3], seed=5))
+    assert worst([a + b for a, b in zip(first, later, strict=True)], theirs) < 1e-10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -513,6 +534,8 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         with pytest.raises(ValueError, match="rekv"):
             build(**wrong)
     (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="no coordinates"):
+        build(rope=ef.Rope.axial((4, 4, 4)))
     with pytest.raises(ValueError, match="cannot keep a store"):
         build(disk=str(tmp_path / "file"))
     state = fed(build(batch=1), random_calls([PROMPT, *[FRAME] * 4]))

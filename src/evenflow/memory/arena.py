@@ -162,6 +162,12 @@ class Slots:
         self.keys = like.new_zeros(batch, heads, 0, key_dim)
         self.values = like.new_zeros(batch, heads, 0, value_dim)
 
+    def only(self, columns: Tensor) -> Slots:
+        """A copy of these slots, int64 [k]."""
+        part = object.__new__(Slots)
+        part.keys, part.values = self.keys.index_select(2, columns), self.values.index_select(2, columns)
+        return part
+
     @torch.inference_mode(False)
     def grow(self, columns: int) -> None:
         """So many more slots, behind those that there are."""

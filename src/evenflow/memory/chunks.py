@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -20,7 +21,7 @@ from .chunkstep import ChunkStep
 from .fold import Dropped
 from .layout import VERBS, Geometry, Memory
 from .rope import Rotary
-from .verbs import Recall, Store
+from .verbs import Store
 from .view import EMPTY, FAR, View
 
 if TYPE_CHECKING:
@@ -38,9 +39,8 @@ class ArenaState(MemoryState):
             raise ValueError(f"{memory.name}: re-computation goes with the oldest token leaving, nothing else")
         self.batch = geometry.batch * memory.rows
         # Keys are stored rotated where they never turn again and nobody asks what they were.
-        recall = type(memory.recall)
-        asked = memory.evict.content or type(memory.fold) is not Dropped or recall.retrieve is not Recall.retrieve
-        self.raw = memory.place.moves or asked
+        asked = memory.evict.content or type(memory.fold) is not Dropped or memory.retrieves
+        self.raw = memory.place.moves or (asked and not memory.fold.rotated)
         self.rotaries = {
             rope: None if rope is None else Rotary(rope, geometry.head_dim, geometry.dtype, geometry.device)
             for rope in geometry.rope
@@ -166,13 +166,7 @@ class ArenaState(MemoryState):
         table = self.tables[self.table(layer)]
         if not table.index.shape[2]:
             return []
-        frame = self.frame or 1
-        consumed = torch.tensor(self._rows if table.index.shape[0] > 1 else self._rows[:1], device=g.device)
-        view = View(
-            g, layer, g.layers, frame, 0, self.memory.sink * frame, self.memory.fold.slots(frame), self._window(frame),
-            True, False, consumed, torch.zeros_like(consumed), consumed[:, None][:, :0], table.index, table.tags, {}, consumed < 0,
-            causal=self.memory.inside == "causal",
-        )  # fmt: skip
+        view = self.between(layer)
         if not self.memory.evict.content:
             view.mine = dict(table.mine["evict"])
             keep = self.memory.evict.keep(view)
@@ -188,6 +182,24 @@ class ArenaState(MemoryState):
         by = order.argsort(stable=True)[: int((order < FAR).sum())]
         there: list[int] = index[by].tolist()
         return there
+
+    def between(self, layer: int, query: Tensor | None = None) -> View:
+        """One layer between two steps, as an answer sees it: nothing is fresh but the queries of a question, if any.
+
+        `mine` are the own tensors of fold and recall.
+        """
+        g, memory, frame, slots = self.geometry, self.memory, self.frame or 1, self.slots[layer]
+        table = self.tables[self.table(layer)]
+        consumed = torch.tensor(self._rows[: len(table.index)], device=g.device)
+        return View(
+            geometry=g, layer=layer, layers=g.layers, frame=frame, m=0 if query is None else query.shape[2],
+            sink=memory.sink * frame, slots=memory.fold.slots(frame), window=self._window(frame), commit=query is None,
+            recache=False, consumed=consumed, coming=torch.zeros_like(consumed), stream=consumed[:, None][:, :0],
+            index=table.index, tags=table.tags, fresh_tags={}, left=consumed < 0, weight=table.weight, query=query,
+            mine={name: tensor for own in self.mine[layer].values() for name, tensor in own.items()},
+            causal=query is not None or memory.inside == "causal", store=self.store, batch=self.batch,
+            source=lambda: (slots.keys, slots.values),
+        )  # fmt: skip
 
     def _window(self, frame: int) -> int | None:
         return None if self.memory.window is None else self.memory.window * frame
@@ -226,14 +238,29 @@ class ArenaState(MemoryState):
         return self._copy(None if self.store is None else self.store.fork())
 
     def snapshot(self) -> Self:
-        """A copy that is only read: of what lies outside of the arena it sees what is there now."""
-        return self._copy(None if self.store is None else self.store.snapshot())
+        """A copy that is only read, for a question: of the arena it has what the recall wants for one, of what lies
+        outside it sees what is there now."""
+        store = None if self.store is None else self.store.snapshot()
+        wanted = [self.memory.recall.wanted(self.between(layer)) for layer in range(len(self.tables))]
+        if any(one is None for one in wanted):
+            return self._copy(store)
+        self._idle("question")
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        columns = [one.flatten(0, 1).any(0).nonzero()[:, 0] for one in wanted if one is not None]
+        twin.tables = [
+            t.map(partial(Tensor.index_select, dim=2, index=c)) for t, c in zip(self.tables, columns, strict=True)
+        ]
+        twin.slots = [slots.only(columns[self.table(layer)]) for layer, slots in enumerate(self.slots)]
+        twin._rows, twin.pending, twin.store = list(self._rows), {}, store
+        return twin
 
     def _copy(self, store: Store | None) -> Self:
         self._idle("fork")
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._forget()
+        twin.tables = twin.tables[: len(self.tables)]
         twin._take(self._state())
         twin.store = store
         return twin

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Contiguous(Place):
     """Positions are indices in the cache: sinks trail the window without a gap (StreamingLLM, section 3.2)."""
 
+    packed = True
+
     def lag(self, position: Tensor, capacity: int | None) -> Tensor:
         return torch.zeros_like(position) if capacity is None else (position - capacity).clamp_min(0)
 

@@ -20,7 +20,7 @@ from .chunkstep import ChunkStep
 from .evict import Never
 from .layout import Memory
 from .place import Contiguous
-from .view import View
+from .view import EMPTY
 
 
 class Growing(Never):
@@ -48,6 +48,7 @@ class Question(ArenaState):
         self._rows = list(source._rows)
         self.tables = [table.widened(self.batch, 1) for table in self.tables]  # rows select different tokens
         self.asked = False
+        self.selected: list[Tensor] = []  # stream indices by layer, int64 [R, G, n]
 
     def retrieve(self, m: int, tags: Mapping[str, Tensor] | None = None, mask: Tensor | None = None) -> ChunkStep:
         """A step of which nothing stays but what its queries select; selecting again replaces the selection.
@@ -57,39 +58,53 @@ class Question(ArenaState):
         self._idle("retrieve")
         if self.asked and len(self._rows) and self._rows != self.source._rows:
             raise RuntimeError("the answer has begun; ask another question to select anew")
-        self.asked = False
+        self.asked, self.selected = False, []
+        self.tables = self.tables[:1] * self.geometry.layers
         return self.step(m, tags, commit=False, mask=mask)
 
     def _open(self, m: int, *options: Any) -> ChunkStep:
+        if self.asked:
+            self._join()
         opened = super()._open(m, *options)
         if not self.asked:
             opened.before_layer = self._mount
         return opened
 
+    @torch.inference_mode(False)
     def _mount(self, layer: int, query: Tensor) -> None:
         """Put what the question selects in this layer at the front of its slots."""
         if self._current is not None and self._current.counted is not None:
             query = query.masked_fill(~self._current.counted[:, None, :, None], 0)
         source, g = self.source, self.geometry
-        table, frame = source.tables[source.table(layer)], source.frame or 1
-        consumed = torch.tensor(source._rows[: len(table.index)], device=g.device)
-        mine = {name: tensor for own in source.mine[layer].values() for name, tensor in own.items()}
-        view = View(
-            g, layer, g.layers, frame, query.shape[2], source.memory.sink * frame, source.memory.fold.slots(frame),
-            source._window(frame), False, False, consumed, torch.zeros_like(consumed), consumed[:, None][:, :0], table.index, table.tags, {},
-            consumed < 0, table.weight, query, mine=mine, store=source.store, batch=self.batch, causal=True,
-            source=lambda: (source.slots[layer].keys, source.slots[layer].values),
-        )  # fmt: skip
-        keys, values, index = source.memory.recall.retrieve(view)
+        table = source.tables[source.table(layer)]
+        keys, values, index = source.memory.recall.retrieve(source.between(layer, query.detach()))
         index = index.reshape({1: (1, 1, -1), 2: (len(index), 1, -1), 3: index.shape}[index.ndim])
         self.slots[layer].keys, self.slots[layer].values = keys.clone(), values.clone()
         self.tables[layer] = replace(_of_selected(table, index), mine=self.tables[layer].mine)
+        self.selected.append(self.tables[layer].index)
         if layer == g.layers - 1:
             self.asked = True
 
+    def _join(self) -> None:
+        """One table for all layers as soon as they hold equally much, so that a step is planned once and not in each.
+
+        Where positions are places in the cache, nobody asks any more which tokens of the stream these are.
+        """
+        first, *others = self.tables
+        if not others or not self.memory.place.packed or any(len([*table.parts()]) > 1 for table in self.tables):
+            return
+        there = first.index != EMPTY
+        if all(table.index.shape == there.shape and torch.equal(table.index != EMPTY, there) for table in others):
+            self.tables, self.pending = [first], {}
+
     def held(self, layer: int, row: int = 0, head: int = 0) -> list[int]:
         """Stream indices of what was selected, then the question's own tokens, counted on from where the stream stood."""
-        return super().held(layer, row, head)
+        there = super().held(layer, row, head)
+        if len(self.tables) < len(self.selected):
+            index = self.selected[layer][row, min(head, self.selected[layer].shape[1] - 1)]
+            known = index[index != EMPTY].tolist()
+            there[: len(known)] = known
+        return there
 
     def state_dict(self) -> dict[str, Any]:
         """Raises ValueError: what a question saw is the stream's."""

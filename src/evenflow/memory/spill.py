@@ -57,6 +57,12 @@ class Spilled(Fold):
                 f"block is {self.block} tokens; the window, {memory.window * memory.frame}, loses some before it is complete"
             )
 
+    def serves(self, geometry: Geometry) -> None:
+        if any(rope is not None and rope.coordinates for rope in geometry.rope):
+            raise ValueError(
+                "blocks keep no coordinates, so a rope of several axes could not turn them; give it one axis"
+            )
+
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
         """shelf: int64 [B], which of a layer's shelves is this row's. spilled: int64 [B], up to which stream index."""
         rows = torch.arange(geometry.batch)
@@ -136,6 +142,10 @@ class TopBlocks(Recall):
             raise ValueError(
                 f"fold is {type(memory.fold).__name__}; TopBlocks answers from the blocks that `Spilled` made"
             )
+
+    def wanted(self, view: View) -> Tensor:
+        spilled = view.mine["spilled"].clamp_min(view.sink)[: len(view.index), None, None]
+        return (view.index != EMPTY) & ((view.column < view.sink) | (view.index >= spilled))
 
     def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         assert view.query is not None

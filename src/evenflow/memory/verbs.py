@@ -131,12 +131,14 @@ class Fold(Answer):
     """What becomes of what leaves?
 
     from_start: whether the memory slots begin as the tokens that follow the sinks. content: whether it fills or frees
-    slots by what is in them (merging, say), so that layers come to hold different tokens. cut_free: whether queries read
-    the same in whatever steps a causal stream comes.
+    slots by what is in them (merging, say), so that layers come to hold different tokens. rotated: whether it takes keys
+    as they lie in the slots (`view.stored`), rotated once and for all, which goes with places that do not move. cut_free:
+    whether queries read the same in whatever steps a causal stream comes.
     """
 
     from_start: ClassVar[bool] = False
     content: ClassVar[bool] = False
+    rotated: ClassVar[bool] = False
     cut_free: ClassVar[bool] = False
 
     def slots(self, frame: int) -> int:
@@ -188,6 +190,10 @@ class Recall(Answer):
         """The attention itself, for answers that need not look at every key. Shapes as in `softmax_attention`."""
         return softmax_attention(query, keys, values, bias, scale, view.geometry.softcap, view.null)
 
+    def wanted(self, view: View) -> Tensor | None:
+        """Bool [R, G, n]: which held tokens `retrieve` may look at; None: any. Asked between steps, when a question comes."""
+        return None
+
     def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """For a question: keys (un-rotated) [B, H_kv, n, D], values [B, H_kv, n, D_v] and stream index [n] to answer from.
 
@@ -201,10 +207,12 @@ class Recall(Answer):
 class Place(Answer):
     """Which positions do held tokens get?
 
-    moves: whether a held token's position may change. If not, keys are stored rotated and never touched again.
+    moves: whether a held token's position may change. If not, keys are stored rotated and never touched again. packed:
+    whether positions are places in the cache, whatever was there between in the stream.
     """
 
     moves: ClassVar[bool] = True
+    packed: bool = False
 
     def lag(self, position: Tensor, capacity: int | None) -> Tensor:
         """On the ring: how far sinks are moved up for a query at stream index `position` (int64, any shape).
