@@ -53,7 +53,7 @@ class Clusters:
         bits = hash_bits(x, planes)
         old = hamming(bits, self.bits).masked_fill((self.count == 0)[..., None, :], planes.shape[-1] + 1)
         new = hamming(bits, bits)
-        earlier = torch.ones(m, m, dtype=torch.bool, device=device).tril(-1)
+        earlier = before(m, device)
         far = real & ~(old < near).any(-1)
         opens, blocked = far, earlier & (new < near)
         while True:  # opens unless near an earlier one that opens: settles from the first on, in a few rounds
@@ -71,9 +71,18 @@ class Clusters:
         of_new = number.gather(-1, (which - width).clamp_min(0))
         joined = torch.where(opens, number, torch.where(which < width, which, of_new))
         joined = torch.where(real, joined, -1)
-        return self._grown(int(number.amax()) + 1 if m else 0)._with(x, bits, joined, opens), joined
+        return self.grown(int(number.amax()) + 1 if m else 0)._with(x, bits, joined, opens), joined
 
-    def _grown(self, clusters: int) -> Clusters:
+    def used(self) -> int:
+        """How many places are in use at most; clusters take them one after the other."""
+        return int((self.count > 0).sum(-1).amax()) if self.count.numel() else 0
+
+    def first(self, places: int) -> Clusters:
+        """A view of the first places, with more made if there are too few."""
+        whole = self.grown(places)
+        return Clusters(whole.bits[..., :places, :], whole.mean[..., :places, :], whole.count[..., :places])
+
+    def grown(self, clusters: int) -> Clusters:
         """The same with at least that many places; places double, so that growing stays cheap."""
         width = self.count.shape[-1]
         if clusters <= width:
@@ -87,21 +96,24 @@ class Clusters:
         return Clusters(longer(self.bits, dim), longer(self.mean, dim), longer(self.count, dim))
 
     def _with(self, x: Tensor, bits: Tensor, joined: Tensor, opens: Tensor) -> Clusters:
-        """The table after x has joined: int64 `joined` [..., m], −1 for none."""
-        width = self.count.shape[-1]
-        spare = torch.where(joined < 0, width, joined)  # one place more takes what is not there
-        count = torch.nn.functional.pad(self.count, (0, 1))
-        added = torch.zeros_like(count).scatter_add(-1, spare, torch.ones_like(spare))
+        """The table after x has joined: int64 `joined` [..., m], −1 for none. Only what changes is computed."""
+        real = joined >= 0
+        same = (joined[..., :, None] == joined[..., None, :]) & real[..., None, :]
+        first = real & ~(same & before(x.shape[-2], x.device)).any(-1)  # of the vectors that join one cluster
         wide = torch.promote_types(x.dtype, torch.float32)
-        total = (self.mean.to(wide) * self.count[..., None]).clone()
-        total = torch.nn.functional.pad(total, (0, 0, 0, 1))
-        total = total.scatter_add(-2, spare[..., None].expand_as(x), x.to(wide))
-        count = (count + added)[..., :width]
-        changed = (added[..., :width] > 0)[..., None]
-        mean = torch.where(changed, total[..., :width, :] / count.clamp_min(1)[..., None], self.mean).to(
-            self.mean.dtype
-        )
-        first = torch.where(opens, joined, width)
-        own = torch.nn.functional.pad(self.bits.to(torch.uint8), (0, 0, 0, 1))
-        own = own.scatter(-2, first[..., None].expand_as(bits), bits.to(torch.uint8))[..., :width, :].bool()
-        return Clusters(own, mean, count)
+        at = joined.clamp_min(0)
+        held = self.count.gather(-1, at)
+        count = held + same.sum(-1)
+        mean = self.mean.gather(-2, at[..., None].expand(*at.shape, x.shape[-1])).to(wide)
+        mean = (mean * held[..., None] + same.to(wide) @ x.to(wide)) / count.clamp_min(1)[..., None]
+
+        def put(into: Tensor, where: Tensor, what: Tensor) -> Tensor:
+            *rows, _ = where.nonzero(as_tuple=True)
+            return into.index_put((*rows, at[where]), what[where].to(into.dtype))
+
+        return Clusters(put(self.bits, opens, bits), put(self.mean, first, mean), put(self.count, first, count))
+
+
+def before(m: int, device: torch.device) -> Tensor:
+    """Bool [m, m]: whether the second of two vectors comes before the first."""
+    return torch.ones(m, m, dtype=torch.bool, device=device).tril(-1)

@@ -1,0 +1,105 @@
+"""One softmax over keys that lie in several places, without copying them together.
+
+Every part gives its own maximum, sum and weighted values, and these are joined. A part may be cut into pieces of one
+length, each for one key head, so that a head with few keys does not wait for the one with most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Keys [B, H_kv, n, D] and values [B, H_kv, n, D_v]; or, with `head`, pieces of them, [N, n, D] and [N, n, D_v].
+
+    head: int64 [N], for which key head of which row each piece is, row · H_kv + head. cost: is added to the scores,
+    broadcastable to [B, H_kv, groups, m, n], or [N, groups, m, n]; there may be one number for several neighbours, n / k.
+    """
+
+    keys: Tensor
+    values: Tensor
+    cost: Tensor | None = None
+    head: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """For queries [N, R]: the highest score, the sum of e^(score − highest), and of that times values, [N, R, D_v].
+
+    head: as in `Part`. Where a query sees nothing, the highest is −∞ and both sums are 0.
+    """
+
+    top: Tensor
+    total: Tensor
+    read: Tensor
+    head: Tensor | None
+
+
+def attention_of_parts(
+    query: Tensor, parts: Sequence[Part], scale: float, softcap: float | None = None, null: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of query [B, H_q, m, D] over all parts, [B, H_q, m, D_v]; softcap, null as in `softmax_attention`.
+
+    The first part is not in pieces. Every query sees something in some part.
+    """
+    batch, heads, m, dim = query.shape
+    kv_heads, wide = parts[0].keys.shape[1], torch.promote_types(query.dtype, torch.float32)
+    # Half precision is scaled after the product, where nothing is rounded any more; else before, where it is smaller.
+    late = scale if wide != query.dtype else None
+    grouped = (query if late else query * scale).reshape(batch * kv_heads, -1, dim)
+    sums = [_summed(grouped, part, (kv_heads, m), late, softcap) for part in parts]
+    if null is not None:
+        top = null.to(wide).expand(batch, heads, m, 1).reshape(grouped.shape[:2])
+        sums.append(Sum(top, torch.ones_like(top), torch.zeros_like(sums[0].read), None))
+    return _joined(sums).reshape(batch, heads, m, -1).to(query.dtype)
+
+
+def _summed(grouped: Tensor, part: Part, sizes: tuple[int, int], late: float | None, softcap: float | None) -> Sum:
+    keys, values = part.keys, part.values
+    if part.head is None:
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        scores = grouped @ keys.transpose(-1, -2)
+    else:
+        scores = grouped.index_select(0, part.head) @ keys.transpose(-1, -2)  # [N, R, n]
+    if late is not None:
+        scores = scores.to(torch.float32) * late
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if part.cost is not None:
+        kv_heads, m = sizes
+        shaped = scores.unflatten(1, (-1, m))  # [N, groups, m, n]
+        if part.head is None:
+            shaped = shaped.unflatten(0, (-1, kv_heads))
+        several = part.cost.shape[-1] not in (1, shaped.shape[-1])
+        if several:
+            shaped.unflatten(-1, (part.cost.shape[-1], -1)).add_(part.cost[..., None])
+        else:
+            shaped.add_(part.cost)
+    top = scores.amax(-1)
+    weights = scores.sub_(top.masked_fill(top == -torch.inf, 0)[..., None]).exp_()
+    return Sum(top, weights.sum(-1), (weights.to(values.dtype) @ values).to(weights.dtype), part.head)
+
+
+def _joined(sums: Sequence[Sum]) -> Tensor:
+    top = sums[0].top
+    for one in sums[1:]:
+        if one.head is None:
+            top = torch.maximum(top, one.top)
+        else:
+            top = top.scatter_reduce(0, one.head[:, None].expand_as(one.top), one.top, "amax")
+    total, read = torch.zeros_like(sums[0].total), torch.zeros_like(sums[0].read)
+    for one in sums:
+        if one.head is None:
+            share = (one.top - top).exp()
+            total += one.total * share
+            read += one.read * share[..., None]
+        else:
+            share = (one.top - top.index_select(0, one.head)).exp()
+            total.index_add_(0, one.head, one.total * share)
+            read.index_add_(0, one.head, one.read * share[..., None])
+    return read / total[..., None]
