@@ -5,6 +5,7 @@ from . import (
     exactness,
     folding,
     quality,
+    recalling,
     repeats,
     retrieving,
     speed,
@@ -17,7 +18,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "repeats", "report",
+    "Result", "Row", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
     "run", "speed", "store", "streams_of_frames", "table", "trained",
     "windows",

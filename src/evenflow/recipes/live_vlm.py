@@ -11,7 +11,7 @@ from .registry import register
 @register(
     "live-vlm",
     paper="LiveVLM: Efficient Online Video Understanding via Streaming-Oriented KV Cache and Retrieval, arXiv 2505.15269",
-    claims=("live-vlm",),
+    claims=("live-vlm", "recall-trained"),
 )
 def live_vlm(
     *, cache_size: int = 12_000, recent_frames: int = 2, clip_frames: int = 32, scatter_ratio: float = 0.5,

@@ -9,7 +9,7 @@ from .registry import register
 @register(
     "rekv",
     paper="Streaming Video Question-Answering with In-context Video KV-Cache Retrieval, ICLR 2025, arXiv 2503.00540",
-    claims=("rekv",),
+    claims=("rekv", "recall-trained"),
 )
 def rekv(
     *, n_init: int = 14, n_local: int = 15_000, retrieve_size: int = 64, chunk_size: int = 1, frame: int = 196,
