@@ -24,8 +24,8 @@ class LeastAttended(Evict):
     """When sinks and window would overflow, `capacity` frames stay: sinks, the last `recent`, and the most used.
 
     Used most are the tokens with the largest logits against the queries of the last `recent` frames, summed over
-    heads, and over queries ("sum") or their maximum ("max"). Decided in each layer for itself, by all heads together as
-    long as they hold the same. A chunk's own queries vote too; in a causal step they do not, as its first ones must not
+    heads, and over queries ("sum") or their maximum ("max"). Decided in each layer for itself, by all heads together,
+    unless something else lets them hold different tokens. A chunk's own queries vote too; in a causal step they do not, as its first ones must not
     know the last. reuse: how often a token may be chosen; 0 is without a bound.
     """
 
@@ -89,7 +89,7 @@ class LeastAttended(Evict):
             queries, coordinates, end = view.mine["queries"], view.mine["coordinates"], view.consumed
         else:
             (queries, coordinates), end = self.voters(view), view.consumed + view.coming
-        count, apart = queries.shape[2], view.index.shape[1] > 1
+        count, apart = queries.shape[2], view.apart > 1
         times = (end[:, None] - count + torch.arange(count, device=end.device)) // view.frame
         times = times.expand(len(coordinates), -1)[..., None]
         where = torch.cat([times, coordinates], -1) if coordinates.shape[-1] else times[..., 0]
@@ -115,7 +115,7 @@ class LeastAttended(Evict):
         stays = view.pinned | (view.index >= (view.consumed + view.coming)[:, None, None] - last)
         width = view.index.shape[-1] - view.m
         before = view.mine["used"]
-        used = pad(before[:, : there.shape[1]], (0, width - before.shape[-1]))
+        used = pad(before[:, : view.apart], (0, width - before.shape[-1]))
         free = there & ~stays
         if self.reuse:
             free = free & pad(used < self.reuse, (0, view.m))

@@ -197,7 +197,7 @@ class ArenaState(MemoryState):
             recache=False, consumed=consumed, coming=torch.zeros_like(consumed), stream=consumed[:, None][:, :0],
             index=table.index, tags=table.tags, fresh_tags={}, left=consumed < 0, weight=table.weight, query=query,
             mine={name: tensor for own in self.mine[layer].values() for name, tensor in own.items()},
-            causal=query is not None or memory.inside == "causal", store=self.store, batch=self.batch,
+            causal=query is not None or memory.inside == "causal", by_head=memory.by_head, store=self.store, batch=self.batch,
             source=lambda: (slots.keys, slots.values),
         )  # fmt: skip
 

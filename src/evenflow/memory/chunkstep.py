@@ -287,7 +287,7 @@ class ChunkStep:
             slots=state.memory.fold.slots(frame), window=state._window(frame), commit=self.commit,
             recache=self.recache is not None, consumed=self.consumed, coming=self.coming, stream=self.stream, index=index, tags=table.tags,
             fresh_tags=self.tags, left=left, weight=table.weight, query=q, null=null, shared=self.shared,
-            causal=state.memory.inside == "causal", store=state.store, batch=self.batch, every=self._every, turn=partial(self._turned, layer, table), **more,
+            causal=state.memory.inside == "causal", by_head=state.memory.by_head, store=state.store, batch=self.batch, every=self._every, turn=partial(self._turned, layer, table), **more,
         )  # fmt: skip
 
     def _every(self, name: str) -> list[Tensor]:

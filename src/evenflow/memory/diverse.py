@@ -31,6 +31,7 @@ class LeastDiverse(Evict):
     total: int
     tau: float = 0.5
     content: ClassVar[bool] = True
+    by_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.total < 1 or not self.tau > 0:

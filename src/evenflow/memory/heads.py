@@ -38,6 +38,7 @@ class ByHeadGroup(Evict):
     segments: int = 1
     start: int = 1
     content: ClassVar[bool] = True
+    by_head: ClassVar[bool] = True
 
     @property
     def last(self) -> int:

@@ -110,6 +110,11 @@ class Memory:
         return type(self.recall).retrieve is not Recall.retrieve
 
     @property
+    def by_head(self) -> bool:
+        """Whether heads come to hold different tokens."""
+        return self.evict.by_head or self.fold.by_head
+
+    @property
     def cut_free(self) -> bool:
         """Whether a causal stream gives the same in whatever steps it comes; if not, the rule is per step."""
         places = self.evict.in_order or not self.place.moves  # a gap within a step closes when it ends

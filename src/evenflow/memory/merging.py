@@ -34,6 +34,7 @@ class Merged(Fold):
     match: Literal["query", "key"] = "query"
     representative: Literal["last", "mean", "first"] = "last"
     content: ClassVar[bool] = True
+    by_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, known in (("match", ("query", "key")), ("representative", ("last", "mean", "first"))):

@@ -168,4 +168,4 @@ def ending_together(places: Tensor, view: View) -> Tensor:
         return places
     newest, column = view.index.max(-1, keepdim=True)
     ahead = places.expand_as(view.index).gather(-1, column) - newest
-    return places + ahead[:, :1] - ahead
+    return places + ahead.amax(1, keepdim=True) - ahead

@@ -113,7 +113,7 @@ class Question(ArenaState):
 
 def _of_selected(table: Table, index: Tensor) -> Table:
     """A table of what was selected, index int64 [R, G, n], with the weights and tags that the stream's table has of it."""
-    if table.weight is None and not table.tags:
+    if not table.index.shape[2] or (table.weight is None and not table.tags):
         return Table(index.clone())
     columns, there = columns_of(table.index, index)
 

@@ -132,7 +132,7 @@ class Pages(Recall):
     """A question sees what is recent, and of what is older the pages whose mean un-rotated key it attends to most.
 
     recent: tokens that it sees anyway, beside sinks and memory. page: tokens in one. ratio: share of the older tokens that
-    is read. answer_place: where it all stands then. Heads share the choice, as long as they hold the same. Source:
+    is read. answer_place: where it all stands then. All heads choose together, unless they hold different tokens. Source:
     LiveVLM, arXiv 2505.15269 v2.
     """
 
@@ -151,11 +151,11 @@ class Pages(Recall):
     def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         assert view.query is not None
         g, order = view.geometry, view.order().argsort(-1)
-        index = view.index.gather(-1, order).expand(view.batch, -1, -1)  # by stream index, nothing last
+        index = view.index.gather(-1, order).expand(view.batch, view.apart, -1)  # by stream index, nothing last
         keys, values = (gathered(x, order) for x in (view.keys, view.values))
         apart, kv_heads = index.shape[1], g.kv_heads
         old = (index >= view.sink) & (index < view.consumed[:, None, None] - self.recent)
-        old = old & ~view.pinned.expand_as(view.index).gather(-1, order)
+        old = old & ~view.pinned[order]
         pages = -(-int(old.sum(-1).max()) // self.page)
         number = torch.where(old, (old.cumsum(-1) - 1) // self.page, pages)
         size = index.new_zeros(*index.shape[:2], pages + 1).scatter_add(-1, number, torch.ones_like(number))

@@ -27,8 +27,8 @@ class Thinned(Fold):
 
     clip: tokens; thinning happens at the end of a step that reaches a multiple of it. share: how much of `keep` is for
     coverage. capacity: tokens of a bucket. observe: how many queries look, all of them among the recent. by_time: buckets
-    are stretches of the stream, not of what is held. packed: positions are places in the cache. Heads share the choice,
-    as long as they hold the same.
+    are stretches of the stream, not of what is held. packed: positions are places in the cache. All heads choose together,
+    unless something else lets them hold different tokens.
     """
 
     keep: int
@@ -63,20 +63,21 @@ class Thinned(Fold):
         queries = torch.cat([view.mine["asked"], view.query], 2)
         view.mine["asked"] = queries.gather(2, newest.expand(-1, queries.shape[1], -1, queries.shape[3]))
 
-        old = (view.index >= view.sink) & (view.index < after[..., None] - self.recent) & ~view.pinned
+        index = view.index.expand(-1, view.apart, -1)
+        old = (index >= view.sink) & (index < after[..., None] - self.recent) & ~view.pinned
         due = (after // self.clip > view.consumed[:, None] // self.clip)[..., None]
         old = old & due & (old.sum(-1, keepdim=True) > self.keep)
         if bool(old.any()):
             gone = old & ~self.chosen(view, old, after[..., None])
             columns = view.column.expand(*gone.shape)
-            view.write(columns, index=torch.where(gone, EMPTY, view.index))
+            view.write(columns, index=torch.where(gone, EMPTY, index))
 
     def _column(self, view: View) -> Tensor:
         return torch.arange(self.observe, device=view.index.device)
 
     def chosen(self, view: View, old: Tensor, after: Tensor) -> Tensor:
         """Bool [B, G, n]: which of `old` stay."""
-        index = view.index
+        index = view.index.expand(-1, view.apart, -1)
         order = torch.where(old, index, FAR).argsort(-1)
         there = old.gather(-1, order)
         if self.by_time:
@@ -97,10 +98,11 @@ class Thinned(Fold):
         Of observers that are not held themselves nobody knows where they stand: they have no say.
         """
         g, asked = view.geometry, view.mine["asked"]
-        groups, apart = g.heads // g.kv_heads, view.index.shape[1]
-        places = view.rank() if self.packed else view.index
+        groups, apart = g.heads // g.kv_heads, view.apart
+        index = view.index.expand(-1, apart, -1)
+        places = (view.rank() if self.packed else view.index).expand_as(index)
         stream = after - self.observe + self._column(view)  # [R, 1, observe]
-        same = view.index[..., None] == stream[:, :, None]  # [R, G, n, observe]
+        same = index[..., None] == stream[:, :, None]  # [R, G, n, observe]
         at, there = same.to(torch.uint8).argmax(2), same.any(2)
 
         def each(x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class Thinned(Fold):
         query = view.turned(asked, each(self._standing(view, places, at)))
         keys = view.turned(view.keys, places).repeat_interleave(groups, 1)
         logits = (query @ keys.transpose(-1, -2)).to(torch.promote_types(g.dtype, torch.float32)) * g.scale[view.layer]
-        seen = (view.index != EMPTY)[:, :, None] & (view.index[:, :, None] <= stream[..., None])
+        seen = (index != EMPTY)[:, :, None] & (index[:, :, None] <= stream[..., None])
         weights = logits.masked_fill(~each(seen), -torch.inf).softmax(-1).nan_to_num()
         there = each(there).to(weights.dtype)[..., None]
         mean = (weights * there).sum(2) / there.sum(2).clamp_min(1)

@@ -70,10 +70,12 @@ class Evict(Answer):
 
     content: whether keys, values or queries decide. If not, all layers lose the same tokens, decided once a step.
     in_order: whether tokens leave in the order in which they came, whatever they are. cut_free: whether a causal stream
-    loses the same in whatever steps it comes, each query seeing what `reach` says.
+    loses the same in whatever steps it comes, each query seeing what `reach` says. by_head: whether heads come to hold
+    different tokens.
     """
 
     content: ClassVar[bool] = False
+    by_head: ClassVar[bool] = False
     in_order: ClassVar[bool] = False
     cut_free: ClassVar[bool] = False
 
@@ -133,11 +135,13 @@ class Fold(Answer):
     from_start: whether the memory slots begin as the tokens that follow the sinks. content: whether it fills or frees
     slots by what is in them (merging, say), so that layers come to hold different tokens. rotated: whether it takes keys
     as they lie in the slots (`view.stored`), rotated once and for all, which goes with places that do not move. cut_free:
-    whether queries read the same in whatever steps a causal stream comes.
+    whether queries read the same in whatever steps a causal stream comes. by_head: whether heads come to hold different
+    tokens.
     """
 
     from_start: ClassVar[bool] = False
     content: ClassVar[bool] = False
+    by_head: ClassVar[bool] = False
     rotated: ClassVar[bool] = False
     cut_free: ClassVar[bool] = False
 

@@ -34,7 +34,7 @@ class View:
     (a merged token counts for several: log of their number); None: zero. left: bool [R], whether anything left the
     window in this chunk. query: un-rotated, [B, H_q, m, D]. mine: this answer's own tensors. shared: what layers tell
     later layers within this step. causal: whether fresh tokens see only what came before them; reached: then, what
-    `Evict.reach` says, for the answers asked after it. store: what the fold keeps outside of the arena. brought: un-rotated
+    `Evict.reach` says, for the answers asked after it. by_head: whether heads come to hold different tokens. store: what the fold keeps outside of the arena. brought: un-rotated
     keys and values of the fresh tokens, [B, H_kv, m, …]. stored: keys and values as they lie in the slots, [B, H_kv, C, …],
     before this step writes there; never to be written to.
     """
@@ -62,6 +62,7 @@ class View:
     mine: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     causal: bool = False
+    by_head: bool = False
     reached: int | Tensor | None = None
     store: Any = None
     batch: int = 1
@@ -77,6 +78,11 @@ class View:
         return torch.arange(self.index.shape[-1], device=self.index.device) if self.columns is None else self.columns
 
     # -- which columns are what ----------------------------------------------------------------------------------
+
+    @property
+    def apart(self) -> int:
+        """How many key heads choose for themselves: all, where they come to hold different tokens; else 1, for all."""
+        return max(self.index.shape[1], self.geometry.kv_heads if self.by_head else 1)
 
     @property
     def fresh(self) -> Tensor:
