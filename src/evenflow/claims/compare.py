@@ -94,7 +94,7 @@ class Measured:
     """One memory. recall: by age in `AGES`, then of the opening, of a watched detail and of a word; 1 is all of it.
 
     error: of the outputs against full attention over the last chunks, relative to its size. held: most tokens held by
-    any head. nbytes: on the device. ms: median of a step. slower, larger: step time and bytes after `OLD` frames over
+    any head. nbytes: on the device. ms: median of a step, computing. slower, larger: step time and bytes after `OLD` frames over
     those after `YOUNG`.
     """
 
@@ -129,11 +129,11 @@ class Reading:
             return [question.attend(layer, *tensors) for layer, tensors in enumerate(step.layers)]
 
     def timed(self, step: Step) -> float:
-        """Seconds of one step, taken by a copy."""
+        """Seconds that this thread computes in one step, taken by a copy; what else the machine does is not in them."""
         twin = Reading(self.state.fork())
-        start = time.perf_counter()
+        start = time.thread_time()
         twin.step(step)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
 
 def built(memory: Memory, stream: Frames) -> Reading:
