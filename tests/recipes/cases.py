@@ -82,6 +82,10 @@ CASES: dict[str, Case] = {
     ),
     "streaming-llm": Case({"sink": 4, "window": 13}, {"sink": 4, "window": 500}, any_cut=True),
     "temp-cache": video({"window": 12, "tau": 0.3, "match": "key"}, {"tau": 2.0}, tags=grid),
+    # Few bits have few clusters; heads of their own hash alike however many there are, as copies of heads must.
+    "v-rex": Case(
+        {"window": 13, "n_hp": 4, "th_hd": 2, "th_r": 0.5, "per_head": True, "page": 4}, {"window": 5, "th_r": 1.0}, any_cut=True
+    ),
     "window": Case({"window": 13}, {"window": 500}, any_cut=True),
     "zero-sink": Case({"sink": 1, "window": 13}, None, any_cut=True, why="its softmax has one more term"),
     "knot-forcing": video({}, None, why="the reference stands ahead of its time, wherever it is"),

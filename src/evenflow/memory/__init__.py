@@ -3,6 +3,7 @@
 from .admit import Everything
 from .attended import LeastAttended
 from .base import MemoryState
+from .clustered import Clustered, UntilMass
 from .diverse import LeastDiverse
 from .evict import LastByModality, LastSeconds, Never, Oldest
 from .files import StateError, read_state, write_state
@@ -31,6 +32,7 @@ __all__ = [
     "BestBlocks",
     "ByHeadGroup",
     "Clipped",
+    "Clustered",
     "Contiguous",
     "Convolved",
     "DistanceCeiling",
@@ -66,6 +68,7 @@ __all__ = [
     "Thinned",
     "Timeless",
     "TopBlocks",
+    "UntilMass",
     "View",
     "read_state",
     "write_state",

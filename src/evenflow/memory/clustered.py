@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from .clusters import Clusters, before
 from .hashing import hyperplanes
 from .mass import Weights, until_mass
-from .pages import Pages, Tokens
+from .pages import PageStore, Tokens
 from .parts import Part, attention_of_parts
 from .store import Store
 from .verbs import Fold, Recall
@@ -40,7 +40,7 @@ class Joined:
 
     found, table: the tables before and after them, as many places as there are clusters after. fresh: [B, G, m, d], what
     joins. which: int64 [B, G, m], the cluster of each, −1 for padding. label: int64 [B, G, C], the cluster of what is in each
-    slot. gone: what left the window in this step. shelf: as `Pages` takes it. rotated: whether vectors are rotated keys.
+    slot. gone: what left the window in this step. shelf: as `PageStore` takes it. rotated: whether vectors are rotated keys.
     """
 
     found: Clusters
@@ -116,7 +116,7 @@ class Clustered(Fold):
         label = torch.zeros(g.batch, groups, 0, dtype=torch.int64)
         return {**table.tensors(), "label": label, "shelf": torch.arange(g.batch)}
 
-    def store(self, geometry: Geometry, frame: int) -> Pages:
+    def store(self, geometry: Geometry, frame: int) -> PageStore:
         g, groups = geometry, self.groups(geometry)
         limit = self.ram_bytes
         buffer = 0 if limit is None else limit // 8  # where the store collects what it writes at once
@@ -124,7 +124,7 @@ class Clustered(Fold):
             g.layers, g.device, ram_bytes=buffer, disk=self.disk, disk_bytes=self.disk_bytes,
             device_bytes=self.device_bytes, index="ram",
         )  # fmt: skip
-        return Pages(
+        return PageStore(
             g.layers, groups, g.kv_heads // groups, (g.head_dim, g.value_dim), self.page, g.dtype, blocks,
             None if limit is None else limit - buffer,
         )  # fmt: skip

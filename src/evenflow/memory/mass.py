@@ -40,7 +40,7 @@ def until_mass(scores: Tensor, counts: Tensor, share: float, weights: Weights = 
     enough = share * (1 - 1e-12) * mass.sum(-1, keepdim=True)
 
     width = (most / STRETCHES).clamp_min_(torch.finfo(torch.float64).tiny)
-    stretch = (below / width).long().clamp_max_(STRETCHES - 1)
+    stretch = (below / width).long().clamp_(0, STRETCHES - 1)  # also of what is no number
     held = mass.new_zeros(*mass.shape[:-1], STRETCHES).scatter_add_(-1, stretch, mass).cumsum(-1)
     edge = (held < enough).sum(-1, keepdim=True).clamp_max(STRETCHES - 1)  # where the threshold is crossed
     so_far = torch.nn.functional.pad(held, (1, 0)).gather(-1, edge).flatten()

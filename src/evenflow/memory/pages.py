@@ -172,7 +172,7 @@ class Drawer:
         )  # fmt: skip
 
 
-class Pages:
+class PageStore:
     """Pages of `size` tokens of all layers. One thread writes.
 
     groups: owners a row of the batch has, each with `heads` key heads. ram_bytes: most that full pages take in RAM before
@@ -302,9 +302,8 @@ class Pages:
         """
         self.settle()
         drawer, owners = self.drawers[layer], self._owners(shelf)
-        heads = wanted.cpu().unflatten(1, (-1, self.heads)).flatten(0, 1)  # [owners, heads, C]
-        heads = torch.empty_like(heads).index_copy(0, owners, heads)
-        place = torch.empty_like(owners).index_copy(0, owners, torch.arange(len(owners)))
+        heads = wanted.cpu().unflatten(1, (-1, self.heads)).flatten(0, 1)  # [rows · groups, heads, C]
+        place = torch.full((int(owners.max()) + 1,), -1).index_copy(0, owners, torch.arange(owners.shape[0]))
         full = self._wanted(drawer.full.key, drawer.full.members, heads, place)
         loose = self._wanted(drawer.loose.key, drawer.loose.members, heads, place)
         drawer.full.used[full.slot] = self.taken
@@ -317,17 +316,20 @@ class Pages:
         return [tokens for tokens in found if tokens is not None]
 
     def _wanted(self, key: Tensor, members: Tensor, heads: Tensor, place: Tensor) -> Rows:
-        """What of these runs is wanted. heads: bool [owners, heads, C]; place: where in the batch each owner stands."""
-        cluster = key % OWNER
-        known = ((key != FREE) & (cluster < heads.shape[2])).nonzero()[:, 0]
-        pairs = heads[key[known] // OWNER, :, cluster[known]]
-        which, head = pairs.nonzero(as_tuple=True)
-        slot = known[which]
-        return Rows(slot, head, place[key[slot] // OWNER] * self.heads + head, cluster[slot], members[slot])
+        """What of these runs is wanted. heads: bool [n, heads, C]; place: int64 [owners], which of the n each is, or −1."""
+        owner, cluster = key // OWNER, key % OWNER
+        known = (key != FREE) & (owner < place.shape[0]) & (cluster < heads.shape[2])
+        at = known.nonzero()[:, 0]
+        at = at[place[owner[at]] >= 0]
+        which, head = heads[place[owner[at]], :, cluster[at]].nonzero(as_tuple=True)
+        slot = at[which]
+        return Rows(slot, head, place[owner[slot]] * self.heads + head, cluster[slot], members[slot])
 
     def _brought(self, layer: int, heads: Tensor, place: Tensor) -> tuple[Rows, Pair] | None:
         """Wanted pages of the store: what they are, and keys and values of all of them, [pages, heads, size, …]."""
         drawer = self.drawers[layer]
+        if not drawer.far_key.shape[0]:
+            return None
         rows = self._wanted(drawer.far_key, drawer.far_members, heads, place)
         pages, page = rows.slot.unique(return_inverse=True)
         found = self.blocks.fetch(layer, drawer.far_block[pages]) if len(pages) else None
@@ -342,19 +344,21 @@ class Pages:
     ) -> Tokens | None:  # fmt: skip
         """Runs of each head one after the other, oldest first, cut into pieces of one length."""
         rows = near if brought is None else near.then(brought[0])
-        if not len(rows.slot):
+        if not rows.slot.shape[0]:
             return None
         count = torch.bincount(rows.place)
         length = min(max(1, PIECE // rows.members.shape[1]), int(count.max()))  # in runs
         pieces = -(-count // length)
-        head = torch.arange(len(count)).repeat_interleave(pieces)
-        column = (torch.arange(len(head)) - (pieces.cumsum(0) - pieces)[head])[:, None] * length + torch.arange(length)
+        head = torch.arange(count.shape[0]).repeat_interleave(pieces)
+        column = (torch.arange(head.shape[0]) - (pieces.cumsum(0) - pieces)[head])[:, None] * length + torch.arange(
+            length
+        )
         order = rows.members[:, 0].argsort()
         order = order[rows.place[order].argsort(stable=True)]
-        at = order[((count.cumsum(0) - count)[head][:, None] + column).clamp_max(len(order) - 1)]
+        at = order[((count.cumsum(0) - count)[head][:, None] + column).clamp_max(order.shape[0] - 1)]
         none = column >= count[head][:, None]
         flat = (rows.slot * self.heads + rows.head)[at.flatten()]
-        far = None if brought is None else (at >= len(near.slot)).flatten()
+        far = None if brought is None else (at >= near.slot.shape[0]).flatten()
         keys, values = (
             _picked(x, flat, far, None if brought is None else brought[1][n], device)
             .unflatten(0, at.shape)
@@ -372,15 +376,15 @@ class Pages:
         """Bytes on the device: pages of the store that were brought back and are kept there."""
         return self.blocks.nbytes
 
-    def fork(self) -> Pages:
+    def fork(self) -> PageStore:
         """An independent copy; full pages are shared, as they never change."""
         return self._with(self.blocks.fork())
 
-    def snapshot(self) -> Pages:
+    def snapshot(self) -> PageStore:
         """What is here now, for reading."""
         return self._with(self.blocks.snapshot())
 
-    def _with(self, blocks: Store | Snapshot) -> Pages:
+    def _with(self, blocks: Store | Snapshot) -> PageStore:
         self.settle()
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)

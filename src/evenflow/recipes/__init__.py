@@ -30,6 +30,7 @@ from . import (
     streaming_llm,
     streaming_vlm,
     temp_cache,
+    v_rex,
     window,
     zero_sink,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "streaming_llm",
     "streaming_vlm",
     "temp_cache",
+    "v_rex",
     "window",
     "zero_sink",
 ]
