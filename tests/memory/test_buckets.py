@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenflow.memory import buckets
 from evenflow.memory.attention import softmax_attention
 from evenflow.memory.buckets import bucket_attention, shared_products
 from evenflow.memory.hashing import bucket_codes, hyperplanes, share_bucket
@@ -76,3 +77,26 @@ def test_any_dtype(dtype):
     out = bucket_attention(q, k, v, codes, codes, scale=SCALE, block=8)
     exact = masked(q.double(), k.double(), v.double(), codes, codes, 0.0)
     assert out.dtype is dtype and (out.double() - exact).abs().max() < 16 * torch.finfo(dtype).eps
+
+
+def test_slabs_make_no_difference(monkeypatch):
+    q, k, v = drawn(2, 4, 70, 8), drawn(2, 2, 150, 8, seed=1), drawn(2, 2, 150, 8, seed=2)
+    planes = hyperplanes(8, 3, tables=3, like=q)
+    codes = bucket_codes(q, planes), bucket_codes(k, planes)
+    whole = bucket_attention(q, k, v, *codes, scale=SCALE, block=16)
+    monkeypatch.setitem(buckets.SLAB, "cpu", 1)
+    assert (bucket_attention(q, k, v, *codes, scale=SCALE, block=16) - whole).abs().max() < 1e-14
+    assert (whole - masked(q, k, v, *codes, 0.0)).abs().max() < 1e-12
+
+
+def test_keys_without_weight_are_as_if_they_were_not_there():
+    q, k, v = drawn(1, 2, 9, 8), drawn(1, 1, 30, 8, seed=1), drawn(1, 1, 30, 8, seed=2)
+    asked, held = (torch.arange(n).remainder(kinds).reshape(1, 1, n, 1) for n, kinds in ((9, 4), (30, 3)))
+    codes = asked.expand(1, 2, 9, 1), held
+    bias = torch.zeros(1, 1, 1, 30, dtype=torch.float64)
+    bias[..., ::2] = -torch.inf
+    bias[..., held.flatten() == 1] = -torch.inf  # nothing is left in that bucket
+    out = bucket_attention(q, k, v, *codes, scale=SCALE, bias=bias)
+    assert (out - masked(q, k, v, *codes, bias)).abs().max() < 1e-12
+    seen = out.abs().sum(-1) > 0
+    assert bool((seen == ((asked == 0) | (asked == 2))[..., 0]).all())

@@ -63,9 +63,14 @@ class LinearState(Fold):
             return
         wide = mine["kv"].dtype
         turned = view.turned(view.keys, (view.index - self._back(view)[:, None]) // view.frame).to(wide)
-        inside = past[..., None]
-        features = torch.where(inside, view.keys.to(wide).relu(), 0).sum(2)
-        products = torch.where(inside, turned, 0).transpose(-1, -2) @ view.values.to(wide)
+        columns = past[0, 0].nonzero()[:, 0] if past.shape[:2] == (1, 1) else None
+
+        def those(x: Tensor) -> Tensor:
+            """x [B, H, n, D] of what is taken in: only that, where it is the same for all rows and heads, or zeros."""
+            return torch.where(past[..., None], x, 0) if columns is None else x.index_select(2, columns)
+
+        features = those(view.keys).to(wide).relu().sum(2)
+        products = those(turned).transpose(-1, -2) @ those(view.values).to(wide)
         count = mine["count"] + past.sum(-1).amax(1)
         before, after = (n.to(wide)[:, None, None] for n in (mine["count"], count.clamp_min(1)))
         mine["kmean"] = (before * mine["kmean"] + features) / after

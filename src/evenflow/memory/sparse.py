@@ -20,10 +20,9 @@ def block_means(x: Tensor, block: int, real: Tensor | None = None) -> Tensor:
 
     A block that is cut short by the end is averaged over what it has.
     """
-    if real is None:
-        real = torch.ones(1, 1, x.shape[2], dtype=torch.bool, device=x.device)
-    count = _blocks(real, block).sum(-1).clamp_min(1)
-    return _blocks(torch.where(real[..., None], x, 0), block).sum(3) / count[..., None]
+    there = torch.ones(1, 1, x.shape[2], dtype=torch.bool, device=x.device) if real is None else real
+    count = _blocks(there, block).sum(-1).clamp_min(1)
+    return _blocks(x if real is None else torch.where(real[..., None], x, 0), block).sum(3) / count[..., None]
 
 
 def top_blocks(query: Tensor, keys: Tensor, ratio: float, block: int, real: Tensor | None = None) -> Tensor:
