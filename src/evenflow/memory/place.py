@@ -28,8 +28,10 @@ class Contiguous(Place):
         rank = ending_together(view.rank(), view)
         queries, lost = view.of_fresh(rank), view.lost()
         # Behind a gap that opens within a step the sinks come nearer, as if its tokens had come one by one.
-        head = None if lost is None or not (view.sink or view.slots) else (queries - lost) // view.frame
-        return Places(rank // view.frame, queries // view.frame, head)
+        keys, pinned = rank // view.frame, view.sink + view.slots
+        if lost is None or not pinned:
+            return Places(keys, queries // view.frame)
+        return Places(keys, queries // view.frame, (queries - lost) // view.frame, keys[..., :pinned])
 
 
 @dataclass(frozen=True)
