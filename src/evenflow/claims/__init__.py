@@ -1,6 +1,7 @@
 """Claims: what a paper promised, measured here and now, beside what the paper printed."""
 
 from . import (
+    choosing,
     endless,
     exactness,
     folding,
@@ -8,6 +9,7 @@ from . import (
     recalling,
     repeats,
     retrieving,
+    skipping,
     speed,
     store,
     streams_of_frames,
@@ -18,8 +20,8 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "choosing", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
-    "run", "speed", "store", "streams_of_frames", "table", "trained",
+    "run", "skipping", "speed", "store", "streams_of_frames", "table", "trained",
     "windows",
 ]  # fmt: skip
