@@ -1,9 +1,13 @@
 """Recipes are found by name, described, and refused with the nearest right name."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
 import evenflow as ef
+from evenflow import memory, recipes
 from evenflow.memory import Memory
 from evenflow.recipes import parse, register
 
@@ -85,3 +89,41 @@ def test_unknown_names_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'opne'"):
         _ = ef.opne
     assert "open" in dir(ef)
+
+
+FILES = sorted(
+    set(Path(recipes.__file__).parent.glob("*.py")) - {Path(recipes.__file__), Path(recipes.registry.__file__)}
+)
+MOST_LINES = 80
+# Modules of the memory room that are no answers and no core: what a recipe may use beside the room's own names.
+HELPERS = {"hashing", "mass"}
+
+
+def test_every_recipe_has_a_file_of_its_name():
+    assert {path.stem.replace("_", "-") for path in FILES} == {info.name for info in ef.recipes()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_made_of_answers(path):
+    """Comments and imports count as lines, docstrings do not; what is imported are answers, and nothing of the core."""
+    text = path.read_text(encoding="utf-8")
+    tree, about = ast.parse(text), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            about |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    lines = [line for number, line in enumerate(text.splitlines(), 1) if line.strip() and number not in about]
+    assert len(lines) <= MOST_LINES
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.Attribute) and node.attr.startswith("_")), f"{path.name}:{node.lineno}"
+        named = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level):
+            assert not any(name.startswith("evenflow") for name in (getattr(node, "module", None) or "", *named))
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        names = set(named)
+        if node.module == "registry":
+            assert node.level == 1 and names == {"register"}
+        elif node.module == "memory":
+            assert names <= set(memory.__all__), f"{path.name} imports {names - set(memory.__all__)}"
+        else:
+            assert node.module.removeprefix("memory.") in HELPERS, f"{path.name} reaches into {node.module}"

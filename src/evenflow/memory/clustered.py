@@ -21,6 +21,7 @@ from .hashing import hyperplanes
 from .mass import Weights, until_mass
 from .pages import PageStore, Tokens
 from .parts import Part, attention_of_parts
+from .place import DistanceCeiling
 from .store import Store
 from .verbs import Fold, Recall
 from .view import EMPTY, View
@@ -101,6 +102,8 @@ class Clustered(Fold):
                 f"{type(memory.place).__name__} moves what is held, but keys off the device keep the rotation they left "
                 "with; take a place that does not move, as Absolute"
             )
+        if memory.rows > 1:
+            raise ValueError(f"rows is {memory.rows}; clusters are those of one copy of a stream")
         if memory.evict.content:
             raise ValueError(f"{type(memory.evict).__name__} lets layers or heads lose different tokens; take Oldest")
 
@@ -198,6 +201,10 @@ class UntilMass(Recall):
     def suits(self, memory: Memory) -> None:
         if not isinstance(memory.fold, Clustered):
             raise ValueError(f"UntilMass takes clusters, and {type(memory.fold).__name__} makes none; use Clustered")
+        if isinstance(memory.place, DistanceCeiling):
+            raise ValueError(
+                "keys that `DistanceCeiling` places anew for each query have no one mean; take another place"
+            )
 
     @property
     def cut_free(self) -> bool:
