@@ -14,7 +14,7 @@ from torch import Tensor
 from .arena import Made, Moves, Slots, Table, Undo, gathered, place, put, with_columns
 from .channels import Elsewhere
 from .rope import Rotary
-from .step import recalled
+from .step import recalled, sign
 from .verbs import Fold, Fresh, Places
 from .view import EMPTY, FOLDED, View
 
@@ -211,7 +211,7 @@ class ChunkStep:
         if self.counted is not None:
             k = k.masked_fill(~self.counted[:, None, :, None], 0)
             v = v.masked_fill(~self.counted[:, None, :, None], 0)
-        self.signs.append(k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32))
+        self.signs.append(sign(k, v))
         rotary, number = state.rotaries[g.rope[layer]], state.table(layer)
         before = partial(self._content, layer, k, v)
         plan = self.plans.get(number)

@@ -140,11 +140,7 @@ class Step:
             # What padding holds must not matter, not even NaN.
             k = k.masked_fill(~self.counted[:, None, :, None], 0)
             v = v.masked_fill(~self.counted[:, None, :, None], 0)
-        # One number a layer tells at the end, with one look, whether anything stored is not finite.
-        if k.shape == v.shape and k.dtype is not torch.float16:
-            self.signs.append(torch.dot(k.reshape(-1), v.reshape(-1)))
-        else:
-            self.signs.append(k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32))
+        self.signs.append(sign(k, v))
         if isinstance(plan, Single):
             return self._attend_single(layer, plan, track, kept, q, k, v)
         return self._attend_block(layer, plan, track, kept, q, k, v)
@@ -333,6 +329,13 @@ def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
     bias = bias.expand(-1, len(logits), -1, -1).clone()
     bias[..., 0] = logits[:, None]
     return bias
+
+
+def sign(keys: Tensor, values: Tensor) -> Tensor:
+    """One number a layer, which tells at the end, with one look at all of them, whether anything stored is not finite."""
+    if keys.shape == values.shape and keys.dtype is not torch.float16:
+        return torch.dot(keys.reshape(-1), values.reshape(-1))
+    return keys.sum(dtype=torch.float32) + values.sum(dtype=torch.float32)
 
 
 def recalled(recall: Recall, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor | None:
