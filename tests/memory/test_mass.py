@@ -20,11 +20,12 @@ def test_any_rows_equal_the_full_sort(data):
         scores = scores.round()  # ties
     counts = torch.randint(0 if data.draw(st.booleans()) else 1, 4, (2, 1, count), generator=made)
     share = data.draw(st.sampled_from([1e-9, 0.1, 0.3, 0.5, 0.6, 0.9, 0.999999, 1.0]))
-    taken = until_mass(scores, counts, share)
+    weights = data.draw(st.sampled_from(["exp", "shifted"]))
+    taken = until_mass(scores, counts, share, weights)
     for row in range(2):
         there = counts[row, 0].nonzero()[:, 0]
         for query in range(4):
-            expected = v_rex.wicsum(scores[row, query, there], counts[row, 0, there], share)
+            expected = v_rex.wicsum(scores[row, query, there], counts[row, 0, there], share, weights)
             assert taken[row, query].nonzero()[:, 0].tolist() == there[expected].tolist()
 
 
@@ -45,3 +46,14 @@ def test_nothing_there_nothing_taken():
     assert until_mass(torch.zeros(2, 0), torch.zeros(0), 0.5).shape == (2, 0)
     with pytest.raises(ValueError, match="above 0"):
         until_mass(torch.zeros(1), torch.ones(1), 0.0)
+
+
+def test_counts_may_differ_from_query_to_query():
+    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    taken = until_mass(scores, torch.tensor([[1, 1, 1], [0, 1, 9]]), 0.5)
+    assert taken.tolist() == [[True, False, False], [False, True, True]]  # e² is less than half of e² + 9e
+
+
+def test_what_is_no_number_hurts_nobody_else():
+    scores = torch.tensor([[torch.nan, 1.0, 2.0], [0.0, 1.0, 5.0]])
+    assert until_mass(scores, torch.ones(3), 0.5)[1].tolist() == [False, False, True]
