@@ -41,8 +41,8 @@ run: $(READY) ## Read a long text through three memories side by side: a table a
 	@$(BIN)/python tools/stream_text.py > runs/topics.txt
 	$(BIN)/evenflow read runs/topics.txt $(MEMORIES) --patience 75 --figure runs/read.png
 
-test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest -q
+test: $(READY) ## Run all tests, on two cores at once where there are two
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY) ## Check style, types, and that imports between rooms point downwards
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 import hypothesis
 import torch
 
-# Small tensors on many threads cost more in waiting than they win.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Small tensors on many threads cost more in waiting than they win; where tests run side by side, each has one.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 # A slow machine is not a failing test; an example that failed is printed so that it can be run again anywhere.
 hypothesis.settings.register_profile("evenflow", deadline=None, print_blob=True)
