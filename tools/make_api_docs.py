@@ -54,8 +54,10 @@ def public(module: ModuleType) -> list[str]:
 
 
 def entry(name: str, value: Any, level: str) -> list[str]:
-    """Heading, signature and docstring of a function or class, and the same for a class's public members."""
+    """Heading, signature and docstring of a function or class, and the same for a class's members; a constant's value."""
     lines = [f"{level} {name}", ""]
+    if not callable(value) and not inspect.isdatadescriptor(value):
+        return [*lines, "```python", f"{name} = {value!r}", "```", ""]
     if not inspect.isdatadescriptor(value):
         lines += ["```python", f"{name.split('.')[-1]}{_signature(value)}", "```", ""]
     lines += [inspect.getdoc(value) or "", ""]
@@ -76,6 +78,13 @@ class _Written(str):
         return str(self)
 
 
+def _named(default: Any) -> Any:
+    """A default that is a function by its name, and not by where it lies in memory."""
+    if not inspect.isfunction(default):
+        return default
+    return _Written("..." if default.__name__ == "<lambda>" else default.__name__)
+
+
 def _signature(value: Any) -> str:
     try:
         signature = inspect.signature(value)
@@ -86,7 +95,7 @@ def _signature(value: Any) -> str:
         return _Written(annotation) if isinstance(annotation, str) else annotation
 
     kept = [
-        parameter.replace(annotation=bare(parameter.annotation))
+        parameter.replace(annotation=bare(parameter.annotation), default=_named(parameter.default))
         for name, parameter in signature.parameters.items()
         if name not in ("self", "cls")
     ]
@@ -112,17 +121,18 @@ def reference() -> str:
     for path in pages():
         module = import_module(path)
         names = [(name, getattr(module, name)) for name in public(module)]
-        new = [(name, value) for name, value in names if callable(value) and not inspect.ismodule(value)]
-        new = [(name, value) for name, value in new if id(value) not in shown]
+        called = [(name, value) for name, value in names if callable(value) and not inspect.ismodule(value)]
+        constants = [(name, value) for name, value in names if isinstance(value, int)]
+        new = [(name, value) for name, value in called if id(value) not in shown]
         shown.update(id(value) for _, value in new)
-        again = [name for name, value in names if (name, value) not in new and callable(value)]
+        again = [name for name, value in names if callable(value) and (name, value) not in new]
         lines += [f"## {path}", "", inspect.getdoc(module) or "", ""]
         if again:
             lines += [
                 "Also here, described elsewhere on this page: " + ", ".join(f"`{name}`" for name in again) + ".",
                 "",
             ]
-        for name, value in new:
+        for name, value in [*constants, *new]:
             lines += entry(name, value, "###")
     return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines()).rstrip() + "\n"
 

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import evenflow
 from evenflow import memory
+from evenflow.memory.layout import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -88,6 +90,27 @@ def test_the_verbs_page_names_answers_that_exist():
     assert answers
     for name in answers:
         assert name in memory.__all__
+
+
+def test_the_verbs_page_lists_every_answer_and_the_recipes_that_use_it():
+    page = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| `(\w+)` \| (\S.*) \| (\S.*) \|$", page, re.MULTILINE)
+    listed = {(verb, name): users for verb, name, _, users in rows}
+    assert len(listed) == len(rows)
+    standard, expected = evenflow.Memory(window=1), {}
+    for verb, base in VERBS.items():
+        for name, answer in vars(memory).items():
+            if isinstance(answer, type) and issubclass(answer, base) and answer is not base:
+                users = [f"`{info.name}`" for info in evenflow.recipes() if uses(info.name, verb, answer)]
+                default = type(getattr(standard, verb)) is answer
+                expected[verb, name] = "the default" if default else ", ".join(users) or "–"
+    assert listed == expected
+
+
+def uses(recipe: str, verb: str, answer: type) -> bool:
+    """Whether a recipe gives this answer, or may give it under other parameters: its file names it."""
+    module = import_module(f"evenflow.recipes.{recipe.replace('-', '_')}")
+    return type(getattr(evenflow.recipe(recipe), verb)) is answer or answer in vars(module).values()
 
 
 def test_the_readme_lists_every_recipe():
