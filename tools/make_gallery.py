@@ -7,14 +7,16 @@ is a real run over the stream of `evenflow claims compare`, with small frames an
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evenflow.claims import compare
-from evenflow.claims.streams import Frames
+from evenflow.claims.streams import Frames, Step
 from evenflow.cli.describing import layout
-from evenflow.memory import Memory, MemoryState
+from evenflow.memory import EMPTY, Memory, MemoryState, UntilMass
 from evenflow.memory.chunks import ArenaState
+from evenflow.memory.chunkstep import ChunkStep
 from evenflow.recipes import recipes
 
 STREAM = replace(compare.STREAM, frame=8, watched=(4, 10))
@@ -29,7 +31,7 @@ INTRO = """# Gallery: what every memory holds
 One picture a recipe, made by `make docs` from real runs. Across: the stream, frame by frame, 8 tokens each. Down: one row
 a step, from the first to the last; where heads hold different things, a step has a row for each. Colours: **orange** sinks,
 **purple** older tokens that were kept by choice, **light blue** the recent tokens, **dark blue** what the step brought,
-**green** what a question brings back. Left of the stream, where there is something: memory slots that hold what was
+**green** what a step, or a question, brings back. Left of the stream, where there is something: memory slots that hold what was
 folded from several tokens. Parameters are those of [the comparison](compare.md): a token attends at most 12 frames.
 """
 
@@ -42,8 +44,8 @@ class Row:
     folded: list[int]
 
 
-def row(held: list[int], memory: Memory, now: int, m: int, length: int) -> Row:
-    """Regions of what `MemoryState.held` says after `now` tokens, of which the last step brought `m`."""
+def row(held: list[int], memory: Memory, now: int, m: int, length: int, back: Sequence[int] = ()) -> Row:
+    """Regions of what `MemoryState.held` says after `now` tokens, of which the last step brought `m`, and `back` others."""
     sinks = memory.sink * (memory.frame or STREAM.frame)
     regions, folded = [NOTHING] * length, []
     recent, run = set(held[sinks:]), now
@@ -58,38 +60,59 @@ def row(held: list[int], memory: Memory, now: int, m: int, length: int) -> Row:
             regions[index] = SINK
         else:
             regions[index] = WINDOW if index >= run else MEMORY
+    for index in back:
+        regions[index] = BROUGHT
     return Row(regions, folded)
 
 
 def heads(state: MemoryState, stream: Frames) -> list[list[int]]:
-    """What is held, once if all heads hold the same, else for every head."""
-    each = [state.held(LAYER, head=head) for head in range(stream.kv_heads)]
-    return each[:1] if all(held == each[0] for held in each) else each
+    """What every head holds."""
+    return [state.held(LAYER, head=head) for head in range(stream.kv_heads)]
+
+
+def once(rows: list[Row]) -> list[Row]:
+    """One row if all heads have the same."""
+    return rows[:1] if all(row == rows[0] for row in rows) else rows
+
+
+def stepped(state: MemoryState, given: Step, commit: bool = True) -> list[list[int]]:
+    """Take a step; which tokens it brings back for every head."""
+    with state.step(given.m, tags=given.tags, commit=commit) as opened:
+        for layer, tensors in enumerate(given.layers):
+            state.attend(layer, *tensors)
+    found: list[list[int]] = [[] for _ in range(state.geometry.kv_heads)]
+    for tokens in opened.shared.get((UntilMass, LAYER), ()) if isinstance(opened, ChunkStep) else ():
+        for head, index in zip(tokens.head.tolist(), tokens.index.tolist(), strict=True):
+            found[head] += [at for at in index if at != EMPTY]
+    return found
 
 
 def run(name: str, frames: int = FRAMES) -> list[list[Row]]:
     """The rows of every step, one for each head that differs, and of a question where things are brought back."""
     stream = compare.told(STREAM, name)
     memory = compare.memories([name], stream)[name]
-    reading, frame, length = compare.built(memory, stream), stream.frame, frames * stream.frame
+    state, frame, length = compare.built(memory, stream).state, stream.frame, frames * stream.frame
     rows = []
     now = size = 0
     for start, size in compare.steps(name):
         if start + size > frames:
             break
         now = (start + size) * frame
-        reading.step(stream.step(start, size))
-        rows.append([row(held, memory, now, size * frame, length) for held in heads(reading.state, stream)])
-    if isinstance(reading.state, ArenaState) and memory.retrieves:
-        question = reading.state.question()
-        asked = stream.question(now // frame, size, stream.needle("detail", 12))
+        back = stepped(state, stream.step(start, size))
+        each = zip(heads(state, stream), back, strict=True)
+        rows.append(once([row(held, memory, now, size * frame, length, brought) for held, brought in each]))
+    asked = stream.question(now // frame, size, stream.needle("detail", 12))
+    found: list[list[int]] = []
+    if isinstance(state, ArenaState) and memory.retrieves:
+        question = state.question()
         with question.retrieve(asked.m, asked.tags):
             for layer, tensors in enumerate(asked.layers):
                 question.attend(layer, *tensors)
-        found = [
-            [BROUGHT if index in set(held) else NOTHING for index in range(length)] for held in heads(question, stream)
-        ]
-        rows.append([Row(regions, []) for regions in found])
+        found = heads(question, stream)
+    elif isinstance(memory.recall, UntilMass):
+        found = stepped(state, asked, commit=False)
+    if found:
+        rows.append(once([row([], memory, now, 0, length, back) for back in found]))
     return rows
 
 
@@ -108,7 +131,7 @@ def draw(rows: list[list[Row]], stream: Frames, path: Path) -> None:
     slots: list[list[int]] = []
     ticks: list[tuple[float, str]] = []
     for number, step in enumerate(rows):
-        asked = any(BROUGHT in one.regions for one in step)
+        asked = all(FRESH not in one.regions for one in step)
         ticks.append((len(lines) + several / 2 - 0.5, "asked" if asked else f"{number + 1}"))
         for head in range(several):
             one = step[min(head, len(step) - 1)]

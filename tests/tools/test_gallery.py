@@ -69,3 +69,12 @@ def test_every_recipe_is_in_the_gallery():
     shown = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     assert shown == names, "docs/gallery.md is out of date; run `make docs`"
     assert sorted(path.stem for path in (ROOT / "docs" / "gallery").iterdir()) == names
+
+
+def test_what_a_step_and_a_question_bring_back(gallery):
+    rows = gallery.run("v-rex", 27)
+    assert all(gallery.BROUGHT not in one.regions for step in rows[:5] for one in step)
+    assert any(gallery.BROUGHT in one.regions for one in rows[8])
+    for one in rows[-1]:
+        found = [at // gallery.STREAM.frame for at, region in enumerate(one.regions) if region == gallery.BROUGHT]
+        assert found and {*found} == {12} and gallery.WINDOW not in one.regions
