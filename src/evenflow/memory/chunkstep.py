@@ -218,7 +218,7 @@ class ChunkStep:
         if plan is None:
             plan = self.plans[number] = self._plan(layer, number, q, before)
         if type(state.memory.fold).leave is not Fold.leave:
-            self._leave(layer, plan, q, before)
+            self._leave(layer, plan, q, (k, v), before)
         seen = self._seen(layer, number, plan, rotary, q)
         slots = self._slots(layer)
         turned = k if rotary is None or seen.fresh is None else rotary.rotate(k, *seen.fresh)
@@ -424,7 +424,10 @@ class ChunkStep:
                 gap = keep.new_zeros(*keep.shape[:2], columns)
                 state.pending[number] = (key, torch.cat([keep[..., :at], gap, keep[..., at:]], 2), mine)
 
-    def _leave(self, layer: int, plan: Plan, q: Tensor, before: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    def _leave(
+        self, layer: int, plan: Plan, q: Tensor, fresh: tuple[Tensor, Tensor],
+        before: Callable[[], tuple[Tensor, Tensor]],
+    ) -> None:  # fmt: skip
         """Let the fold have what leaves; it may write sinks and memory, which the queries then see."""
         grown = plan.table.index.shape[2] - (plan.before.shape[2] - self.m)
         if grown:
@@ -438,6 +441,8 @@ class ChunkStep:
             plan.tags = Made(plan.tags, lambda name, tag: longer(tag))
         view = self._view(layer, plan.before, Table(plan.before, tags=plan.tags), q, plan.left, source=before)
         view.writer = partial(self._write, layer, plan)
+        slots = self._slots(layer)
+        view.brought, view.stored = fresh, (slots.keys, slots.values)
         view.mine = self._mine(layer, "fold")
         self.state.memory.fold.leave(view, plan.leaving)
 

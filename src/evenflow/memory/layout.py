@@ -118,8 +118,7 @@ class Memory:
     def cut_free(self) -> bool:
         """Whether a causal stream gives the same in whatever steps it comes; if not, the rule is per step."""
         places = self.evict.in_order or not self.place.moves  # a gap within a step closes when it ends
-        each = all(getattr(type(self.recall), name) is getattr(Recall, name) for name in ("among", "attend"))
-        rules = self.evict.cut_free and self.fold.cut_free and each and places
+        rules = self.evict.cut_free and self.fold.cut_free and self.recall.cut_free and places
         return self.on_ring or (self.inside == "causal" and self.frame == 1 and rules)
 
     @property

@@ -176,6 +176,11 @@ class Recall(Answer):
 
     answer_place: Place | None = None
 
+    @property
+    def cut_free(self) -> bool:
+        """Whether each query of a causal stream sees the same in whatever steps it comes; what picks for a step does not."""
+        return all(getattr(type(self), name) is getattr(Recall, name) for name in ("among", "attend"))
+
     def among(self, view: View) -> Tensor | None:
         """Bool [R, G, n]: which held and fresh tokens this step may attend at all, told by what is known of them."""
         return None

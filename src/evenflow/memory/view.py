@@ -67,6 +67,8 @@ class View:
     store: Any = None
     batch: int = 1
     columns: Tensor | None = None
+    brought: tuple[Tensor, Tensor] | None = None
+    stored: tuple[Tensor, Tensor] | None = None
     every: Callable[[str], list[Tensor]] = lambda name: []
     source: Callable[[], tuple[Tensor, Tensor]] | None = None
     turn: Callable[[Tensor, Tensor, bool], Tensor] | None = None
@@ -156,7 +158,8 @@ class View:
         For tokens that are not the view's columns, with a rope of several axes: [R, G, n, axes].
         """
         assert self.turn is not None
-        return self.turn(x, positions, x is self.query)
+        fresh = x is self.query or (self.brought is not None and x is self.brought[0])
+        return self.turn(x, positions, fresh)
 
     def write(
         self, columns: Tensor, keys: Tensor | None = None, values: Tensor | None = None, *,
