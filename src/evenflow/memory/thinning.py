@@ -110,12 +110,13 @@ class Thinned(Fold):
             return x.repeat_interleave(g.heads // apart, 1) if apart > 1 else x
 
         query = view.turned(asked, each(self._standing(view, places, at)))
-        keys = view.turned(view.keys, places).repeat_interleave(groups, 1)
-        logits = (query @ keys.transpose(-1, -2)).to(torch.promote_types(g.dtype, torch.float32)) * g.scale[view.layer]
+        keys = view.turned(view.keys, places)
+        grouped = query.unflatten(1, (-1, groups)).flatten(2, 3) @ keys.transpose(-1, -2)
+        logits = grouped.unflatten(2, (groups, -1)).flatten(1, 2).to(torch.promote_types(g.dtype, torch.float32))
         seen = (index != EMPTY)[:, :, None] & (index[:, :, None] <= stream[..., None])
-        weights = logits.masked_fill(~each(seen), -torch.inf).softmax(-1).nan_to_num()
-        there = each(there).to(weights.dtype)[..., None]
-        mean = (weights * there).sum(2) / there.sum(2).clamp_min(1)
+        logits.mul_(g.scale[view.layer]).masked_fill_(~each(seen), -torch.inf)
+        there = each(there).to(logits.dtype)[..., None]
+        mean = logits.softmax(-1).nan_to_num_().mul_(there).sum(2) / there.sum(2).clamp_min(1)
         return mean.unflatten(1, (apart, -1)).mean(2)
 
     def _standing(self, view: View, places: Tensor, columns: Tensor) -> Tensor:
