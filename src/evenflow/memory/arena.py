@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .view import EMPTY
+from .view import EMPTY, View
 
 RUNS = 8  # so many runs of neighbouring slots are copied one by one; more are indexed at once
 
@@ -153,6 +153,23 @@ def columns_of(index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     wanted = wanted.expand(*alike, -1).contiguous()
     at = torch.searchsorted(ordered, wanted).clamp_max(index.shape[-1] - 1)
     return order.gather(-1, at), ordered.gather(-1, at) == wanted
+
+
+def standing(view: View, columns: Tensor, time: Tensor) -> Tensor:
+    """Complete positions, for `View.turned`, of what is in columns [k] or [R, G, k] and stands at `time` int64 [R, G, k].
+
+    `time` itself, or [R, G, k, axes] with a rope of several axes, the others being the columns' coordinates.
+    """
+    rope = view.geometry.rope[view.layer]
+    if rope is None or not rope.coordinates:
+        return time
+    known = view.tags.get("coordinates")
+    if known is None:
+        where = time.new_zeros(*time.shape, rope.coordinates)
+    else:
+        where = gathered(known[..., : rope.coordinates], columns).to(time)
+    alike = torch.broadcast_shapes(time.shape, where.shape[:-1])
+    return torch.cat([time.expand(alike)[..., None], where.expand(*alike, -1)], -1)
 
 
 class Slots:

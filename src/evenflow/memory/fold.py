@@ -69,14 +69,16 @@ class Averaged(Fold):
         if not most:
             return
         # Oldest first. What leaves is one stretch of the stream, so that any `sink` neighbours have places of their own.
-        columns = torch.where(leaving, view.index, FAR).argsort(-1)[..., :most]
+        assert view.stored is not None  # as it came: keys of such a fold lie un-rotated
+        slots = view.stored[0].shape[2]
+        columns = torch.where(leaving, view.index, FAR)[..., :slots].argsort(-1)[..., :most]
         index = gathered(view.index, columns)
         there = gathered(leaving, columns)
         place = (index[..., :1] + torch.arange(most, device=index.device)) % view.sink
         into = torch.arange(view.sink, device=index.device)
         folded = torch.zeros_like(view.index[..., : view.sink], dtype=torch.bool)
         made = {}
-        for name, x in (("keys", view.keys), ("values", view.values)):
+        for name, x in zip(("keys", "values"), view.stored, strict=True):
             sink, gone = x[:, :, : view.sink], gathered(x, columns)
             if name in view.mine:
                 lost = view.mine[name]
@@ -143,11 +145,12 @@ class Convolved(Fold):
                 f"{int(count.max())} tokens would be folded, {wanted} can be: after the first step, steps bring "
                 f"{(STRIDE - 1) * self.frames} frames of {view.frame} tokens"
             )
-        order = torch.where(gone, view.order(), FAR)
+        assert view.stored is not None  # as it came: keys of such a fold lie un-rotated
+        order = torch.where(gone, view.order(), FAR)[..., : view.stored[0].shape[2]]
         columns = order.argsort(dim=-1, stable=True)[..., :wanted]
         into = torch.arange(view.sink, view.sink + view.slots, device=columns.device)
         new = []
-        for x in (view.keys, view.values):
+        for x in view.stored:
             folded = self.convolved(gathered(x, columns), view)
             stays = ~some.any(1)[:, None, None, None]
             new.append(torch.where(stays, gathered(x, into), folded))

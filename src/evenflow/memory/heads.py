@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .arena import columns_of, gathered
+from .arena import columns_of, gathered, standing
 from .verbs import Evict
 from .view import View
 
@@ -102,7 +102,8 @@ class ByHeadGroup(Evict):
         chain = first[:, None] + torch.arange(length, device=first.device)
         columns, found = columns_of(view.index.expand(view.batch, view.geometry.kv_heads, -1), chain)
         complete = (found | ~dynamic[:, None]).all(-1).all(-1) & (view.consumed >= (self.start + 2) * view.m)
-        keys = gathered(view.turned(view.keys, view.index // view.frame), columns)[:, dynamic]
+        where = standing(view, columns, gathered(view.index // view.frame, columns))
+        keys = view.turned(gathered(view.keys, columns), where)[:, dynamic]
         keys = keys if keys.dtype == torch.float64 else keys.float()
         joined = keys.movedim(1, 2).flatten(2).unflatten(1, (-1, view.frame))  # [B, frames, frame, heads · D]
         alike = torch.cosine_similarity(joined[:, :-1], joined[:, 1:], dim=-1)

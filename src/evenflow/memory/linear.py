@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .arena import standing
 from .place import shift
 from .verbs import Fold
 from .view import View
@@ -62,15 +63,15 @@ class LinearState(Fold):
         if not past.any():
             return
         wide = mine["kv"].dtype
-        turned = view.turned(view.keys, (view.index - self._back(view)[:, None]) // view.frame).to(wide)
-        columns = past[0, 0].nonzero()[:, 0] if past.shape[:2] == (1, 1) else None
-
-        def those(x: Tensor) -> Tensor:
-            """x [B, H, n, D] of what is taken in: only that, where it is the same for all rows and heads, or zeros."""
-            return torch.where(past[..., None], x, 0) if columns is None else x.index_select(2, columns)
-
-        features = those(view.keys).to(wide).relu().sum(2)
-        products = those(turned).transpose(-1, -2) @ those(view.values).to(wide)
+        where = (view.index - self._back(view)[:, None]) // view.frame
+        if past.shape[:2] == (1, 1):
+            columns = past[0, 0].nonzero()[:, 0]
+            keys, values = (x.index_select(2, columns) for x in (view.keys, view.values))
+            where = standing(view, columns, where.index_select(2, columns))
+        else:
+            keys, values = torch.where(past[..., None], view.keys, 0), view.values
+        features = keys.to(wide).relu().sum(2)
+        products = view.turned(keys, where).to(wide).transpose(-1, -2) @ values.to(wide)
         count = mine["count"] + past.sum(-1).amax(1)
         before, after = (n.to(wide)[:, None, None] for n in (mine["count"], count.clamp_min(1)))
         mine["kmean"] = (before * mine["kmean"] + features) / after

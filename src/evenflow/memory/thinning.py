@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .arena import gathered
+from .arena import standing
 from .coverage import buckets, spread_best
 from .verbs import Fold
 from .view import EMPTY, FAR, View
@@ -109,7 +109,7 @@ class Thinned(Fold):
             """[R, G, …] for every query head, where heads differ."""
             return x.repeat_interleave(g.heads // apart, 1) if apart > 1 else x
 
-        query = view.turned(asked, each(self._standing(view, places, at)))
+        query = view.turned(asked, each(standing(view, at, places.gather(-1, at))))
         keys = view.turned(view.keys, places)
         grouped = query.unflatten(1, (-1, groups)).flatten(2, 3) @ keys.transpose(-1, -2)
         logits = grouped.unflatten(2, (groups, -1)).flatten(1, 2).to(torch.promote_types(g.dtype, torch.float32))
@@ -118,15 +118,3 @@ class Thinned(Fold):
         there = each(there).to(logits.dtype)[..., None]
         mean = logits.softmax(-1).nan_to_num_().mul_(there).sum(2) / there.sum(2).clamp_min(1)
         return mean.unflatten(1, (apart, -1)).mean(2)
-
-    def _standing(self, view: View, places: Tensor, columns: Tensor) -> Tensor:
-        """Positions of what is in `columns` [R, G, k], complete: [R, G, k], or [R, G, k, axes] with a rope of several."""
-        rope, time = view.geometry.rope[view.layer], places.gather(-1, columns)
-        if rope is None or not rope.coordinates:
-            return time
-        known = view.tags.get("coordinates")
-        if known is None:
-            where = time.new_zeros(*time.shape, rope.coordinates)
-        else:
-            where = gathered(known[..., : rope.coordinates], columns).to(time)
-        return torch.cat([time[..., None].expand(*where.shape[:-1], 1), where], -1)
