@@ -29,14 +29,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """For queries [N, R]: the highest score, the sum of e^(score − highest), and of that times values, [N, R, D_v].
+    """For queries [N, R]: the highest score, the sum of e^(score − highest), and the mean of values by these, [N, R, D_v].
 
-    head: as in `Part`. Where a query sees nothing, the highest is −∞ and both sums are 0.
+    head: as in `Part`. Where a query sees nothing, the highest is −∞, and sum and mean are 0.
     """
 
     top: Tensor
     total: Tensor
-    read: Tensor
+    mean: Tensor
     head: Tensor | None
 
 
@@ -55,7 +55,7 @@ def attention_of_parts(
     sums = [_summed(grouped, part, (kv_heads, m), late, softcap) for part in parts]
     if null is not None:
         top = null.to(wide).expand(batch, heads, m, 1).reshape(grouped.shape[:2])
-        sums.append(Sum(top, torch.ones_like(top), torch.zeros_like(sums[0].read), None))
+        sums.append(Sum(top, torch.ones_like(top), torch.zeros_like(sums[0].mean), None))
     return _joined(sums).reshape(batch, heads, m, -1).to(query.dtype)
 
 
@@ -81,8 +81,10 @@ def _summed(grouped: Tensor, part: Part, sizes: tuple[int, int], late: float | N
         else:
             shaped.add_(part.cost)
     top = scores.amax(-1)
-    weights = scores.sub_(top.masked_fill(top == -torch.inf, 0)[..., None]).exp_()
-    return Sum(top, weights.sum(-1), (weights.to(values.dtype) @ values).to(weights.dtype), part.head)
+    # Not by `exp`, which on a CPU is ten times slower where there are −∞ among its numbers.
+    weights = torch.softmax(scores, -1)
+    mean, nothing = (weights.to(values.dtype) @ values).to(weights.dtype), top == -torch.inf
+    return Sum(top, (1 / weights.amax(-1)).masked_fill(nothing, 0), mean.masked_fill(nothing[..., None], 0), part.head)
 
 
 def _joined(sums: Sequence[Sum]) -> Tensor:
@@ -92,14 +94,13 @@ def _joined(sums: Sequence[Sum]) -> Tensor:
             top = torch.maximum(top, one.top)
         else:
             top = top.scatter_reduce(0, one.head[:, None].expand_as(one.top), one.top, "amax")
-    total, read = torch.zeros_like(sums[0].total), torch.zeros_like(sums[0].read)
+    total, read = torch.zeros_like(sums[0].total), torch.zeros_like(sums[0].mean)
     for one in sums:
+        share = one.total * (one.top - (top if one.head is None else top.index_select(0, one.head))).exp()
         if one.head is None:
-            share = (one.top - top).exp()
-            total += one.total * share
-            read += one.read * share[..., None]
+            total += share
+            read += one.mean * share[..., None]
         else:
-            share = (one.top - top.index_select(0, one.head)).exp()
-            total.index_add_(0, one.head, one.total * share)
-            read.index_add_(0, one.head, one.read * share[..., None])
+            total.index_add_(0, one.head, share)
+            read.index_add_(0, one.head, one.mean * share[..., None])
     return read / total[..., None]
