@@ -364,6 +364,7 @@ def test_a_refusal_says_what_to_do(parts, reason):
     [
         ({"recall": BestBlocks(0.5), "inside": "both"}, {"reach": 3}, "BestBlocks.*reach"),
         ({"recall": SameBucket(2), "inside": "both"}, {"alibi": torch.ones(2)}, "SameBucket.*ALiBi"),
+        ({"fold": Spilled(3, 10**6)}, {"rope": ef.Rope.axial((2, 2, 2))}, "one axis"),
         ({"place": TextFirst(2)}, {"rope": ef.Rope.axial((2, 2, 2, 2))}, "4 axes"),
         ({"place": TextFirst(2)}, {"rope": ROPES[0], "head_dim": 12, "reach": 3}, "reach"),
         ({"fold": LinearState(projection=torch.zeros(1, 8, 8))}, {}, r"projection has shape \(1, 8, 8\); expected \(1, 8, 9\)"),

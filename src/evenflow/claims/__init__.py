@@ -2,6 +2,7 @@
 
 from . import (
     choosing,
+    clustering,
     endless,
     exactness,
     folding,
@@ -20,7 +21,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "choosing", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
     "run", "skipping", "speed", "store", "streams_of_frames", "table", "trained",
     "windows",

@@ -39,8 +39,8 @@ class ArenaState(MemoryState):
             raise ValueError(f"{memory.name}: re-computation goes with the oldest token leaving, nothing else")
         self.batch = geometry.batch * memory.rows
         # Keys are stored rotated where they never turn again and nobody asks what they were.
-        asked = memory.evict.content or type(memory.fold) is not Dropped or memory.retrieves
-        self.raw = memory.place.moves or (asked and not memory.fold.rotated)
+        asked = (type(memory.fold) is not Dropped or memory.retrieves) and not memory.fold.rotated
+        self.raw = memory.place.moves or memory.evict.content or asked
         self.rotaries = {
             rope: None if rope is None else Rotary(rope, geometry.head_dim, geometry.dtype, geometry.device)
             for rope in geometry.rope
@@ -285,6 +285,9 @@ class ArenaState(MemoryState):
         self.frame = frame
         self._own(frame)
         self._rows = [min(row, sink) for row in before["_rows"]]
+        for mine, old in zip(self.mine, before["mine"], strict=True):
+            for verb, own in mine.items():
+                own |= getattr(self.memory, verb).kept(old[verb], sink)
         for number, table in enumerate(before["tables"]):
             mine = self.tables[number].mine
             self.tables[number] = table.map(lambda part: part[:, :, :sink].clone())

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .arena import Made, Moves, Slots, Table, Undo, gathered, place, put, with_columns
-from .channels import Elsewhere
+from .channels import HALF, Elsewhere
 from .rope import Rotary
 from .step import recalled, sign
-from .verbs import Fold, Fresh, Places
+from .verbs import Fold, Fresh, Places, Recall
 from .view import EMPTY, FOLDED, View
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class ChunkStep:
             (self.batch, heads, m, dim)
             for heads, dim in ((g.heads, g.head_dim), (g.kv_heads, g.head_dim), (g.kv_heads, g.value_dim))
         )
+        recall = type(state.memory.recall)
+        # Whether nobody but the softmax looks at single scores.
+        self.plain = g.softcap is None and g.dtype not in HALF
+        self.plain &= recall.attend is Recall.attend and recall.visible is Recall.visible
         self.key = (tuple(state._rows[rows]), m, recache is not None)
         self.plans: dict[int, Plan] = {}
         self.mine: dict[tuple[int, str], dict[str, Tensor]] = {}
@@ -225,6 +229,7 @@ class ChunkStep:
         put(slots.keys, plan.moves, turned, self.undo)
         put(slots.values, plan.moves, v, self.undo)
         view = self._after(layer, q)
+        view.brought = k, v
         query = q if rotary is None or seen.queries is None else rotary.rotate(q, *seen.queries)
         keys, values = slots.keys, slots.values
         if seen.columns is not None:
@@ -233,12 +238,15 @@ class ChunkStep:
             else:
                 keys, values = keys[:, :, : len(seen.columns)], values[:, :, : len(seen.columns)]
             view = replace(view, index=gathered(view.index, seen.columns), columns=seen.columns)
-        raw = keys
+        bias, memory, lying = seen.bias, state.memory, keys
         if rotary is not None and seen.keys is not None:
             keys = rotary.rotate(keys, *seen.keys)
         if rotary is not None and seen.head is not None:
-            query, keys, values = seen.head.met(rotary, q, raw[:, :, : seen.head.count], query, keys, values)
-        bias, memory = seen.bias, state.memory
+            lying = lying[:, :, : seen.head.count]
+            if self.m == 1 and self.plain:
+                bias = seen.head.bias(rotary, q, lying, query, keys, bias, g.scale[layer])
+            else:
+                query, keys, values = seen.head.met(rotary, q, lying, query, keys, values)
         view.mine = self._mine(layer, "recall")
         bias = recalled(memory.recall, query, keys, bias)
         out = memory.recall.attend(view, query, keys, values, bias, g.scale[layer])[..., : g.value_dim]
@@ -522,7 +530,10 @@ class ChunkStep:
                 keys = rotary.at(self._axes(rotary, where, plan.table.tags, places.coordinates, columns))
                 keys = keys if keys[0].ndim == 4 else (keys[0][:, None], keys[1][:, None])
             queries = self._query_turn(rotary, places.queries, places.coordinates)
-            fresh = None if self.state.raw else queries
+            if not self.state.raw:
+                fresh = queries
+                if places.laid is not None:
+                    fresh = self._query_turn(rotary, places.laid, places.coordinates)
             if places.head_queries is not None:
                 head = self._elsewhere(rotary, places, places.head_queries, plan.table.tags, columns)
         bias = self._bias(layer, index, everything, places, plan.table.weight, columns, view.reached)
@@ -543,14 +554,19 @@ class ChunkStep:
     ) -> Elsewhere:
         """Sinks and memory where `Places.head_queries` and `head_keys` say."""
         own, keys = places.coordinates, None
+
+        def turned(positions: Tensor) -> tuple[Tensor, Tensor]:
+            turn = rotary.at(self._axes(rotary, positions, tags, own, chosen))
+            return turn if turn[0].ndim == 4 else (turn[0][:, None], turn[1][:, None])
+
         chosen = torch.arange(self.pinned, device=queries.device) if columns is None else columns
         chosen = chosen[chosen < self.pinned]
         if places.head_keys is not None:
-            turn = rotary.at(self._axes(rotary, places.head_keys, tags, own, chosen))
-            keys = turn if turn[0].ndim == 4 else (turn[0][:, None], turn[1][:, None])
+            keys = turned(places.head_keys)
         there = queries if own else queries[..., 0]
         who = None if bool((there >= 0).all()) else (there >= 0)[:, None, :, None]
-        return Elsewhere(len(chosen), self._query_turn(rotary, queries.clamp_min(0), own), keys, who)
+        near = None if who is None or self.state.raw else turned(places.keys[:, :, : self.pinned])
+        return Elsewhere(len(chosen), self._query_turn(rotary, queries.clamp_min(0), own), keys, who, near)
 
     def _axes(
         self, rotary: Rotary, positions: Tensor, tags: Mapping[str, Tensor], own: bool, columns: Tensor | None

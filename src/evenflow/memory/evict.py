@@ -64,6 +64,9 @@ class Never(Evict):
         if memory.window is not None:
             raise ValueError(f"window is {memory.window}, but nothing ever leaves with `Never`; leave it None")
 
+    def keep(self, view: View) -> Tensor | None:
+        return torch.ones_like(view.index, dtype=torch.bool)
+
     def columns(self, sink: int, slots: int, window: int | None, m: int) -> int | None:
         return None if self.room is None else sink + slots + self.room
 

@@ -133,6 +133,7 @@ class DistanceCeiling(Place):
     arXiv 2308.16137, section 3; InfLLM, arXiv 2402.04617; ReKV, arXiv 2503.00540, section 2.
     """
 
+    moves: ClassVar[bool] = False
     local: int
     packed: bool = False
 
@@ -144,16 +145,13 @@ class DistanceCeiling(Place):
         rank = ending_together(view.rank(), view) if self.packed else view.origin
         keys, queries = rank // view.frame, (view.of_fresh(rank) if self.packed else view.stream) // view.frame
         over, pinned = queries >= self.local, view.sink + view.slots
-        if not bool(over.any()):
-            return Places(keys, queries)
-        reach = self.local - 1 if self.packed else None
+        reach = self.local - 1 if self.packed and bool(over.any()) else None
         if not pinned:
             return Places(keys, queries, reach=reach)
-        if view.m == 1 or (queries.shape[1] == view.frame and not self.packed):  # all of them at one position
-            met = torch.where(over[:, :1, None], queries[:, :1, None] - self.local + 1, keys[..., :pinned])
-            return Places(torch.cat([met, keys[..., pinned:]], -1), queries, reach=reach)
+        # Sinks lie un-rotated, at 0, from where they are met at the ceiling; till then they are turned when they are met.
+        laid = torch.where(view.of_fresh(view.column.expand_as(view.index)) < pinned, 0, queries)
         head_queries = torch.where(over, self.local - 1, -1)
-        return Places(keys, queries, head_queries, torch.zeros_like(keys[..., :pinned]), reach)
+        return Places(keys, queries, head_queries, torch.zeros_like(keys[..., :pinned]), laid, reach)
 
 
 def shift(view: View, horizon: int) -> Tensor:

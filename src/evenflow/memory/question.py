@@ -45,6 +45,7 @@ class Question(ArenaState):
             inside="causal", rows=source.memory.rows, name="question",
         )  # fmt: skip
         super().__init__(replace(memory, params={"of": source.memory.spec}), source.geometry)
+        self.raw = memory.place.moves and not memory.place.packed  # nothing leaves, so places in the cache do not move
         self._rows = list(source._rows)
         self.tables = [table.widened(self.batch, 1) for table in self.tables]  # rows select different tokens
         self.asked = False
@@ -82,8 +83,26 @@ class Question(ArenaState):
         self.slots[layer].keys, self.slots[layer].values = keys.clone(), values.clone()
         self.tables[layer] = replace(_of_selected(table, index), mine=self.tables[layer].mine)
         self.selected.append(self.tables[layer].index)
+        self._turn(layer)
         if layer == g.layers - 1:
             self.asked = True
+
+    def _turn(self, layer: int) -> None:
+        """Let what was selected lie rotated where it stands, once and for all."""
+        rotary, step = self.rotaries[self.geometry.rope[layer]], self._current
+        if self.raw or rotary is None or step is None:
+            return
+        view, place = self.between(layer), self.memory.place
+        places = place.positions(view)
+        at = places.keys
+        if place.packed:  # heads that hold more start earlier, as all of them end together
+            count = (view.index != EMPTY).sum(-1, keepdim=True)
+            at = view.rank() + count[:, :1] - count
+        if places.laid is not None:
+            at = torch.where(view.column < view.sink, 0, at)
+        cos, sin = rotary.at(step._axes(rotary, at, view.tags, places.coordinates, None))
+        cos, sin = (cos, sin) if cos.ndim == 4 else (cos[:, None], sin[:, None])
+        self.slots[layer].keys = rotary.rotate(self.slots[layer].keys, cos, sin)
 
     def _join(self) -> None:
         """One table for all layers as soon as they hold equally much, so that a step is planned once and not in each.

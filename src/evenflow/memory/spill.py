@@ -6,6 +6,7 @@ find it by. `TopBlocks` is the recall that goes with it. Source: ReKV, arXiv 250
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 class Spilled(Fold):
     """Every complete block of tokens is copied off the device, with its mean key to find it by.
 
-    block: tokens of one, counted from behind the sinks; while it is not complete the window must hold it, so it cannot be
-    longer than that. ram_bytes, disk, disk_bytes, device_bytes: see `Store`. What leaves the window later is in the store
-    already. The index is kept in RAM: what is held on the device does not grow with the stream, and every layer of a
-    question waits for one product on the host. Rows of a batch have blocks of their own. After `reset` the files of before
-    stay, as a saved stream may name them.
+    block: tokens of one, counted from behind the sinks; whatever leaves the window later is in the store already. Sinks and
+    the block that is not complete yet are kept on the device, so that keys may lie rotated in the window. ram_bytes, disk,
+    disk_bytes, device_bytes: see `Store`. The index is kept in RAM: what is held on the device does not grow with the
+    stream, and every layer of a question waits for one product on the host. Rows of a batch have blocks of their own.
+    After `reset` the files of before stay, as a saved stream may name them.
     """
 
     block: int
@@ -40,6 +41,7 @@ class Spilled(Fold):
     disk_bytes: int | None = None
     device_bytes: int = 0
     cut_free: ClassVar[bool] = True
+    rotated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.block < 1:
@@ -48,14 +50,6 @@ class Spilled(Fold):
     def suits(self, memory: Memory) -> None:
         if memory.rows > 1:
             raise ValueError(f"rows is {memory.rows}; blocks are those of one copy of a stream")
-        if not memory.evict.in_order:
-            raise ValueError(
-                f"evict is {type(memory.evict).__name__}; tokens of a block must not leave before others of it, so take Oldest"
-            )
-        if memory.frame and memory.window is not None and memory.window * memory.frame < self.block - 1:
-            raise ValueError(
-                f"block is {self.block} tokens; the window, {memory.window * memory.frame}, loses some before it is complete"
-            )
 
     def serves(self, geometry: Geometry) -> None:
         if any(rope is not None and rope.coordinates for rope in geometry.rope):
@@ -64,9 +58,20 @@ class Spilled(Fold):
             )
 
     def tensors(self, geometry: Geometry, frame: int) -> dict[str, Tensor]:
-        """shelf: int64 [B], which of a layer's shelves is this row's. spilled: int64 [B], up to which stream index."""
-        rows = torch.arange(geometry.batch)
-        return {"shelf": rows, "spilled": torch.zeros_like(rows)}
+        """shelf: int64 [B], which of a layer's shelves is this row's. spilled: int64 [B], up to which stream index.
+
+        keys, values: [B, H_kv, n, …] un-rotated, of sinks and what was not spilled yet; index: int64 [B, n], which these are.
+        """
+        g, rows = geometry, torch.arange(geometry.batch)
+        return {
+            "shelf": rows, "spilled": torch.zeros_like(rows), "index": torch.empty_like(rows)[:, None][:, :0],
+            "keys": torch.zeros(g.batch, g.kv_heads, 0, g.head_dim, dtype=g.dtype),
+            "values": torch.zeros(g.batch, g.kv_heads, 0, g.value_dim, dtype=g.dtype),
+        }  # fmt: skip
+
+    def kept(self, mine: Mapping[str, Tensor], sink: int) -> dict[str, Tensor]:
+        index = torch.where(mine["index"] < sink, mine["index"], EMPTY)
+        return {"index": index, "keys": mine["keys"], "values": mine["values"]}
 
     def store(self, geometry: Geometry, frame: int) -> Outside:
         g = geometry
@@ -79,38 +84,59 @@ class Spilled(Fold):
         if view.recache:
             raise ValueError("blocks that were copied off the device never change; Spilled goes without `recache`")
         if Spilled not in view.shared:
-            read = (view.consumed + view.coming - view.sink).clamp_min(0)
-            stop = view.sink + read // self.block * self.block
-            start = view.mine["spilled"].clamp_min(view.sink)
-            view.shared[Spilled] = stop, start.tolist(), stop.expand_as(start).tolist(), view.mine["shelf"].tolist()
-        stop, starts, stops, shelves = view.shared[Spilled]
-        if starts == stops:
-            return
-        keys, values = self._tokens(view, stop, max(b - a for a, b in zip(starts, stops, strict=True)))
-        means = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(3)
-        for row, (first, last) in enumerate(zip(starts, stops, strict=True)):
-            count = (last - first) // self.block
-            for at in range(keys.shape[2] - count, keys.shape[2]):
-                view.store.put(
-                    view.layer * view.batch + shelves[row], keys[row, :, at], values[row, :, at],
-                    first=last - (keys.shape[2] - at) * self.block, index={"mean": means[row, :, at].flatten()},
-                )  # fmt: skip
-        view.mine["spilled"] = stop.expand_as(view.mine["spilled"])
+            view.shared[Spilled] = self._due(view)
+        due: Due = view.shared[Spilled]
+        assert view.brought is not None
+        keys, values = (torch.cat([view.mine[n], x], 2) for n, x in zip(("keys", "values"), view.brought, strict=True))
+        if due.blocks is not None:
+            self._put(view, due, *(gathered(x, due.blocks).unflatten(2, (-1, self.block)) for x in (keys, values)))
+        view.mine |= {
+            "spilled": due.stop, "index": due.index, "keys": gathered(keys, due.rest), "values": gathered(values, due.rest)
+        }  # fmt: skip
 
-    def _tokens(self, view: View, stop: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-        """The last so many before `stop`, as blocks: [B, H_kv, blocks, block, D] and with D_v."""
-        wanted = stop[:, None] + torch.arange(-tokens, 0, device=stop.device)
-        known = view.shared.get((Spilled, "columns"))
-        if known is None or known[0] is not view.index:  # one table for all layers, or one each
-            columns, there = columns_of(view.index, wanted)
-            due = wanted[:, None] >= view.mine["spilled"].clamp_min(view.sink)[: len(wanted), None, None]
-            if not bool((there | ~due).all()):
-                raise ValueError(
-                    f"tokens of a block had left before it was complete; give a window of {self.block} tokens or more"
-                )
-            known = view.shared[Spilled, "columns"] = view.index, columns
-        keys, values = (gathered(x, known[1]).unflatten(2, (-1, self.block)) for x in (view.keys, view.values))
-        return keys, values
+    def _due(self, view: View) -> Due:
+        """What becomes of the tokens that are kept and those that have come, the same in all layers."""
+        batch, device = len(view.mine["index"]), view.stream.device
+        fresh = torch.where(view.real, view.stream, EMPTY).expand(batch, -1)
+        there = torch.cat([view.mine["index"], fresh], 1)[:, None]
+        read = (view.consumed + view.coming - view.sink).clamp_min(0)
+        stop = (view.sink + read // self.block * self.block).expand(batch)
+        counts = (stop - view.mine["spilled"].clamp_min(view.sink)) // self.block
+        tokens = int(counts.max()) * self.block
+        kept = torch.cat([torch.arange(view.sink, device=device), torch.arange(self.block - 1, device=device)])
+        kept = kept + torch.where(torch.arange(len(kept), device=device) < view.sink, 0, stop[:, None])
+        rest, found = columns_of(there, kept)
+        blocks = columns_of(there, stop[:, None] + torch.arange(-tokens, 0, device=device))[0] if tokens else None
+        one = batch == 1
+        return Due(
+            stop, counts.tolist(), stop.tolist(), view.mine["shelf"].tolist(), torch.where(found[:, 0], kept, EMPTY),
+            rest[0, 0] if one else rest, blocks[0, 0] if one and blocks is not None else blocks,
+        )  # fmt: skip
+
+    def _put(self, view: View, due: Due, keys: Tensor, values: Tensor) -> None:
+        """Complete blocks, keys [B, H_kv, blocks, block, D] and values, into the store; of each row the last `counts`."""
+        means = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(3)
+        for row, (count, stop, shelf) in enumerate(zip(due.counts, due.stops, due.shelves, strict=True)):
+            for back in range(count, 0, -1):
+                view.store.put(
+                    view.layer * view.batch + shelf, keys[row, :, -back], values[row, :, -back],
+                    first=stop - back * self.block, index={"mean": means[row, :, -back].flatten()},
+                )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Due:
+    """What becomes of the tokens that are kept and those that have come. stop, stops: up to which stream index each row is
+    spilled then. counts: complete blocks of each row. shelves: their shelf. index: of what is kept. rest, blocks: where it,
+    and the complete blocks, stand among both, [k] or [B, 1, k]; None: there are none."""
+
+    stop: Tensor
+    counts: list[int]
+    stops: list[int]
+    shelves: list[int]
+    index: Tensor
+    rest: Tensor
+    blocks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -144,8 +170,7 @@ class TopBlocks(Recall):
             )
 
     def wanted(self, view: View) -> Tensor:
-        spilled = view.mine["spilled"].clamp_min(view.sink)[: len(view.index), None, None]
-        return (view.index != EMPTY) & ((view.column < view.sink) | (view.index >= spilled))
+        return torch.zeros_like(view.index, dtype=torch.bool)  # sinks and the last block are the fold's own
 
     def retrieve(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         assert view.query is not None
@@ -163,24 +188,22 @@ class TopBlocks(Recall):
 
     def _of_row(self, view: View, row: int, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What one row sees: keys [H_kv, n, D], values [H_kv, n, D_v], stream index [n]. query: [H_kv · D]."""
-        at = min(row, len(view.index) - 1)
-        read, spilled = int(view.consumed[at]), max(int(view.mine["spilled"][row]), view.sink)
-        rest = torch.arange(spilled, max(read, spilled), device=query.device)
-        sinks = torch.arange(min(view.sink, read), device=query.device)
-        columns = columns_of(view.index[at : at + 1], torch.cat([sinks, rest])[None])[0]
-        keys, values = (gathered(x[row : row + 1], columns)[0] for x in (view.keys, view.values))
-        parts = [(keys[:, : len(sinks)], values[:, : len(sinks)], sinks)]
-        last = keys[:, len(sinks) :], values[:, len(sinks) :], rest
+        known = view.mine["index"][row]
+        there = (known != EMPTY).nonzero()[:, 0]
+        index, sinks = known[there], int((there < view.sink).sum())
+        keys, values = (view.mine[name][row].index_select(1, there) for name in ("keys", "values"))
+        parts = [(keys[:, :sinks], values[:, :sinks], index[:sinks])]
+        last = keys[:, sinks:], values[:, sinks:], index[sinks:]
 
         ids = torch.zeros(0, dtype=torch.int64)
         if view.store is not None:
             shelf = view.layer * view.batch + int(view.mine["shelf"][row])
-            known = view.store.index(shelf)
-            ids = known.ids
-        chosen = torch.arange(len(ids) + (len(rest) > 0))
+            stored = view.store.index(shelf)
+            ids = stored.ids
+        chosen = torch.arange(len(ids) + (len(last[2]) > 0))
         if len(chosen) > self.size:
-            scores = self.scores(known.tensors["mean"], query)
-            if len(rest):
+            scores = self.scores(stored.tensors["mean"], query)
+            if len(last[2]):
                 own = self.scores(last[0].to(query.dtype).mean(1).flatten()[None], query)
                 scores = torch.cat([scores, own.to(scores.device)])
             chosen = best_groups(scores, self.size, self.chunk_size).cpu()

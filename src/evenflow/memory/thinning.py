@@ -55,9 +55,8 @@ class Thinned(Fold):
 
     def arrive(self, view: View) -> None:
         assert view.query is not None
-        stream, after = view.stream, (view.consumed + view.coming)[:, None]
-        runs = torch.nn.functional.pad(stream[:, 1:], (0, 1), value=-1) != stream
-        valid = torch.cat([self._column(view) >= self.observe - view.consumed[:, None], runs & (stream < after)], 1)
+        after = (view.consumed + view.coming)[:, None]
+        valid = torch.cat([self._column(view) >= self.observe - view.consumed[:, None], view.real], 1)
         newest = valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.observe :]
         newest = newest.expand(view.batch, -1)[:, None, :, None]
         queries = torch.cat([view.mine["asked"], view.query], 2)

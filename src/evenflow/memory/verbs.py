@@ -56,6 +56,10 @@ class Answer:
         """
         return {}
 
+    def kept(self, mine: Mapping[str, Tensor], sink: int) -> dict[str, Tensor]:
+        """What stays of these when all but the first `sink` tokens is forgotten; the others begin anew."""
+        return {}
+
 
 class Admit(Answer):
     """Which fresh items get in?"""
@@ -243,7 +247,9 @@ class Places:
     keys: int64 [R, G, n] for the columns of `view.index` (what stands where nothing is held does not matter).
     queries: int64 [R, m]. head_queries: int64 [R, m], where the queries stand as sinks and memory see them, −1 for a query
     that stands where it stands; None: all do. head_keys: int64 [R, G, sinks + memory], where these are then; None: where
-    they are. reach: in causal steps, how far back in positions a query sees in the window; None: any.
+    they are. laid: int64 [R, m], where places that do not move lay the keys of the fresh tokens; None: where their queries
+    stand. What lies elsewhere than at `keys` must be sinks that lie at 0, un-rotated, and `head_queries` be given.
+    reach: in causal steps, how far back in positions a query sees in the window; None: any.
     coordinates: False when the positions are complete in themselves, [R, G, n, axes] and [R, m, axes].
     """
 
@@ -251,5 +257,6 @@ class Places:
     queries: Tensor
     head_queries: Tensor | None = None
     head_keys: Tensor | None = None
+    laid: Tensor | None = None
     reach: int | None = None
     coordinates: bool = True

@@ -34,9 +34,9 @@ class View:
     (a merged token counts for several: log of their number); None: zero. left: bool [R], whether anything left the
     window in this chunk. query: un-rotated, [B, H_q, m, D]. mine: this answer's own tensors. shared: what layers tell
     later layers within this step. causal: whether fresh tokens see only what came before them; reached: then, what
-    `Evict.reach` says, for the answers asked after it. by_head: whether heads come to hold different tokens. store: what the fold keeps outside of the arena. brought: un-rotated
-    keys and values of the fresh tokens, [B, H_kv, m, …]. stored: keys and values as they lie in the slots, [B, H_kv, C, …],
-    before this step writes there; never to be written to.
+    `Evict.reach` says, for the answers asked after it. by_head: whether heads come to hold different tokens. store: what
+    the fold keeps outside of the arena. brought: un-rotated keys and values of the fresh tokens, [B, H_kv, m, …]. stored:
+    keys and values as they lie in the slots, [B, H_kv, C, …], before this step writes there; never to be written to.
     """
 
     geometry: Geometry
@@ -92,6 +92,12 @@ class View:
         return self.index >= self.consumed[:, None, None]
 
     @property
+    def real(self) -> Tensor:
+        """Bool [R, m]: fresh tokens that are no padding, which stands at the index of the next real token."""
+        after = (self.consumed + self.coming)[:, None]
+        return (self.stream < after) & (self.stream != torch.cat([self.stream[:, 1:], after], 1))
+
+    @property
     def held(self) -> Tensor:
         """Bool [R, G, n]: columns that hold something from before this step."""
         return (self.index != EMPTY) & ~self.fresh
@@ -118,6 +124,8 @@ class View:
 
     def of_fresh(self, what: Tensor) -> Tensor:
         """int64 [R, m]: what [R, G, n] says of each fresh token, in the first head; those not there follow in a row."""
+        if not self.m:
+            return self.stream[:, :0]
         index, what = self.index[:, 0], what[:, 0].expand(self.index.shape[0], -1)
         number, column = index - self.consumed[:, None], torch.arange(self.m, device=index.device)
         number = torch.where(number < 0, self.m + 1, number)  # padding may stand one behind the last real token
