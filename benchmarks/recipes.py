@@ -29,7 +29,7 @@ WARMUP, PROFILED = 3, 3  # steps
 # What time spent in a file of `memory` counts as. Its other files, and the recipes, are answers to the verbs; a view,
 # and what is no part of Evenflow, count as what calls them.
 FILES = {
-    "attention": ("attention.py", "sparse.py"),
+    "attention": ("attention.py", "buckets.py", "parts.py", "sparse.py"),
     "rotation": ("rope.py",),
     "slots": ("arena.py", "ring.py"),
     "books": ("base.py", "channels.py", "chunks.py", "chunkstep.py", "state.py", "step.py"),
