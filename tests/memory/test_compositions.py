@@ -340,6 +340,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(parts, more):
         ({"fold": Averaged(0.5), "sink": 1, "evict": LeastDiverse(9)}, "by its order"),
         ({"fold": Convolved(1), "evict": LeastDiverse(9), "inside": "both"}, "take Oldest"),
         ({"fold": Convolved(1), "window": 4}, "inside='both'"),
+        ({"fold": Convolved(1), "window": 3, "evict": Oldest(True), "inside": "both"}, "4 frames, must fit"),
         ({"fold": Spilled(3, 10**6), "window": 4, "rows": 2}, "one copy"),
         ({"fold": Clustered(), "place": Absolute(), "window": 4, "rows": 2}, "one copy"),
         ({"fold": Clustered(), "window": 4}, "does not move"),

@@ -125,6 +125,11 @@ class Convolved(Fold):
             raise ValueError(
                 "what is convolved leaves chunk by chunk: take Oldest to evict, a window, and inside='both'"
             )
+        if memory.evict.with_fresh and memory.window < (STRIDE - 1) * self.frames:
+            raise ValueError(
+                f"window is {memory.window}, the fresh frames among them; what is convolved at once, "
+                f"{(STRIDE - 1) * self.frames} frames, must fit into it"
+            )
 
     def serves(self, geometry: Geometry) -> None:
         if self.weights is not None and tuple(self.weights.shape) != (geometry.layers, STRIDE):
