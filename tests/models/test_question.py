@@ -12,6 +12,8 @@ from .test_stream import near, unchanged
 
 WHOLE = "live-vlm(cache_size=200, recent_frames=4, clip_frames=8, observe=4, page=4, retr_ratio=1.0, prompt=2, frame=1)"
 SHARE = WHOLE.replace("retr_ratio=1.0", "retr_ratio=0.3")
+BLOCKS = "rekv(n_init=2, n_local=100, retrieve_size=10, frame=4)"
+FEW = "rekv(n_init=2, n_local=9, retrieve_size=2, frame=4)"
 
 
 def asked(spec: str, batch: int = 1, length: int = 40) -> tuple[ef.models.Stream, torch.Tensor]:
@@ -26,8 +28,9 @@ def dense(ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_where_everything_is_brought_back_the_answer_is_the_models_own(batch):
-    stream, ids = asked(WHOLE, batch)
+@pytest.mark.parametrize("spec", [WHOLE, BLOCKS])
+def test_where_everything_is_brought_back_the_answer_is_the_models_own(spec, batch):
+    stream, ids = asked(spec, batch)
     prompt = zoo.tokens(9, batch, seed=3)
     for select in (zoo.tokens(5, batch, seed=4), None):
         question = stream.question(select)
@@ -54,7 +57,7 @@ def test_only_what_the_question_attends_to_is_read():
     assert all(len(layer) < len(whole.question(zoo.tokens(3)).state.held(0)) for layer in held[0] + held[1])
 
 
-@pytest.mark.parametrize("spec", [WHOLE, SHARE, "streaming-llm(sink=3, window=8)", "recompute(window=6)"])
+@pytest.mark.parametrize("spec", [WHOLE, SHARE, BLOCKS, FEW, "streaming-llm(sink=3, window=8)", "recompute(window=6)"])
 def test_the_stream_never_learns_of_it_and_the_same_question_gets_the_same_answer(spec):
     stream, _ = asked(spec)
     before, prompt, more = stream.fork(), zoo.tokens(7, seed=3), zoo.tokens(12, seed=6)
