@@ -44,7 +44,7 @@ def test_details_that_have_left_are_recalled_by_the_state_alone(monkeypatch):
 
 def test_blocks_and_buckets_are_timed_beside_dense_attention():
     rows, figures = rows_of(skipping.cheaper, (16, 32))
-    assert len(rows) == 4 and figures["dense over block-sparse attention time over keys|x"] == [144, 288]
+    assert len(rows) == 4 and figures["speed of block-sparse attention, dense 1, over keys|x"] == [144, 288]
     rows, figures = rows_of(skipping.buckets, 64)
     assert named(rows, "shares a bucket").holds
     assert len([row for what, row in rows.items() if "hashed attention time" in what]) == 3

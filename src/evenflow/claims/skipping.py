@@ -115,7 +115,7 @@ def cheaper(bench: Bench, frames: Sequence[int], heads: int = 2, dim: int = 128)
         shares = [ratio(seconds, part, "sparse") for part in ("choosing", "attending")]
     keys = [float(n) for n in faster]
     bench.row(
-        "attention over dense attention is cheaper from", "its 14,040 keys", f"{min((n for n, f in faster.items() if f > 1), default=0):,} keys",
+        "block-sparse attention is cheaper than dense attention from", "its size, 14,040 keys", f"{min((n for n, f in faster.items() if f > 1), default=0):,} keys",
         all(f > 1 for n, f in faster.items() if n >= 2304), "; ".join(f"{n:,} keys ×{f:.2f}" for n, f in faster.items()),
     )  # fmt: skip
     most = list(faster)[-1]
@@ -125,8 +125,8 @@ def cheaper(bench: Bench, frames: Sequence[int], heads: int = 2, dim: int = 128)
         "blocks that are copied together run less well than one large product",
     )  # fmt: skip
     bench.figures |= {
-        "dense over block-sparse attention time over keys|x": keys,
-        "dense over block-sparse attention time over keys|y": list(faster.values()),
+        "speed of block-sparse attention, dense 1, over keys|x": keys,
+        "speed of block-sparse attention, dense 1, over keys|y": list(faster.values()),
     }  # fmt: skip
     frame = 256
     memories = {
@@ -604,8 +604,8 @@ def buckets(bench: Bench, most: int, frames: int = 21, noise: float = 0.25) -> N
             "cheaper from " + next((f"{n:,.0f} keys" for n, f in zip(lengths, curve, strict=True) if f > 1), "no size here")
             + f"; {int(cost) / (q.shape[2] * k.shape[2]):.0%} of the products; hashing, sorting and gathering are the rest",
         )  # fmt: skip
-        bench.figures[f"dense over hashed attention time over keys|x|{bits} bits, {tables} tables"] = lengths
-        bench.figures[f"dense over hashed attention time over keys|y|{bits} bits, {tables} tables"] = curve
+        bench.figures[f"speed of hashed attention, dense 1, over keys|x|{bits} bits, {tables} tables"] = lengths
+        bench.figures[f"speed of hashed attention, dense 1, over keys|y|{bits} bits, {tables} tables"] = curve
 
 
 def prompts(bench: Bench) -> None:
