@@ -225,11 +225,14 @@ class UntilMass(Recall):
             parts.append(
                 Part(tokens.keys, tokens.values, self._cost(view, sees, tokens.index, tokens.head), tokens.head)
             )
-        for held in (joined.gone, self._out_of_reach(view, joined, keys, values, bias)):
-            if held is not None:
-                sees = _of_tokens(taken, held.cluster)
-                sees = sees if held.hidden is None else held.hidden & (sees | self.union)
-                parts.append(Part(held.keys, held.values, self._cost(view, sees, held.index)))
+        beside = [joined.gone, self._out_of_reach(view, joined, keys, values, bias)]
+        if some := [held for held in beside if held is not None]:
+            shape = (view.batch, *taken.shape[1:3], view.m, -1)
+            sees = torch.cat([self._of_held(taken, held).expand(shape) for held in some], -1)
+            k, v, index = (
+                torch.cat(x, 2) for x in zip(*((held.keys, held.values, held.index) for held in some), strict=True)
+            )
+            parts.append(Part(k, v, self._cost(view, sees, index)))
         if len(parts) == 1:
             return super().attend(view, query, keys, values, bias, scale)
         return attention_of_parts(query, parts, scale, g.softcap, view.null)
@@ -248,6 +251,11 @@ class UntilMass(Recall):
         if g.softcap is not None:
             scores = g.softcap * torch.tanh(scores / g.softcap)
         return until_mass(scores, count, self.share, self.weights)
+
+    def _of_held(self, taken: Tensor, held: Held) -> Tensor:
+        """Which queries see what is held no more, or out of their reach, [B, H_kv, groups or 1, m or 1, n]."""
+        sees = _of_tokens(taken, held.cluster)
+        return sees if held.hidden is None else held.hidden & (sees | self.union)
 
     def _out_of_reach(
         self, view: View, joined: Joined, keys: Tensor, values: Tensor, bias: Tensor | None

@@ -83,8 +83,11 @@ def _summed(grouped: Tensor, part: Part, sizes: tuple[int, int], late: float | N
     top = scores.amax(-1)
     # Not by `exp`, which on a CPU is ten times slower where there are −∞ among its numbers.
     weights = torch.softmax(scores, -1)
-    mean, nothing = (weights.to(values.dtype) @ values).to(weights.dtype), top == -torch.inf
-    return Sum(top, (1 / weights.amax(-1)).masked_fill(nothing, 0), mean.masked_fill(nothing[..., None], 0), part.head)
+    total, mean = 1 / weights.amax(-1), (weights.to(values.dtype) @ values).to(weights.dtype)
+    nothing = top == -torch.inf
+    if bool(nothing.any()):
+        mean, total = mean.masked_fill(nothing[..., None], 0), total.masked_fill(nothing, 0)
+    return Sum(top, total, mean, part.head)
 
 
 def _joined(sums: Sequence[Sum]) -> Tensor:
