@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import evenflow as ef
+from evenflow.cli import app
 from evenflow.memory.hashing import hamming, hash_bits, hyperplanes
 from evenflow.memory.mass import until_mass
 from evenflow.recipes.reference import v_rex
@@ -422,3 +424,29 @@ def test_a_question_about_a_scene_brings_back_that_scene():
     index = torch.cat([tokens.index[tokens.head == 0].flatten() for tokens in step.shared[ef.memory.UntilMass, 0]])
     frames = (index[index >= 0] // 6).tolist()
     assert len(frames) >= 10 and {*frames} <= {*range(30, 40)}
+
+
+# -- on text ---------------------------------------------------------------------------------------------------------
+
+TEXT = "The committee met again on the second day, and the chairman read the report of the first. " * 6
+
+
+def test_a_model_reads_text_the_same_in_any_pieces_and_with_all_of_the_mass_as_by_full_attention():
+    spec = "v-rex(window=16, th_r={})"
+    whole, pieces = (ef.open("tiny", spec.format(0.5)) for _ in range(2))
+    ids = torch.tensor(whole.tokenizer.encode(TEXT, add_special_tokens=False))
+    at_once = whole.feed(ids)
+    apart = torch.cat([pieces.feed(part) for part in ids.split([1, 30, 7, 2, len(ids) - 40])], 1)
+    torch.testing.assert_close(apart, at_once, rtol=0, atol=1e-3)
+    exact = ef.open("tiny", "full").feed(ids)
+    torch.testing.assert_close(ef.open("tiny", spec.format(1.0)).feed(ids), exact, rtol=0, atol=1e-3)
+    window = ef.open("tiny", "window(window=16)").feed(ids)
+    assert (at_once - exact).square().mean() < (window - exact).square().mean()
+
+
+def test_the_command_reads_a_text_with_it(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    result = CliRunner().invoke(app, ["read", str(path), "--memory", "v-rex(window=16, th_r=0.5)"])
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.output
