@@ -161,6 +161,22 @@ def test_saved_and_forked_go_on_bit_for_bit_and_apart(options, length):
     assert all(torch.equal(a, b) for a, b in zip(run(state, other, [7]), run(loaded, other, [7]), strict=True))
 
 
+@pytest.mark.parametrize("page", [2, 3])
+def test_forks_at_any_time_never_see_what_the_others_do(page):
+    """Pages fill and empty slots of loose tokens, which forks share as long as nobody needs them."""
+    state = made(page=page, window=2, near=5).build(**{**GEOMETRY, "layers": 1})
+    inputs, forks = random_inputs(state, 40), []
+    for at in range(40):
+        forks.append((at, state.fork()))
+        feed(state, inputs, at, at + 1)
+    question = random_inputs(state, 1, seed=9)
+    for at, fork in forks:
+        alone = made(page=page, window=2, near=5).build(**{**GEOMETRY, "layers": 1})
+        if at:
+            run(alone, [tuple(x[:, :, :at] for x in layer) for layer in inputs], [1])
+        close(feed(fork, question, 0, 1, commit=False), feed(alone, question, 0, 1, commit=False))
+
+
 @every_kind
 def test_calls_that_are_not_kept_and_steps_that_fail_leave_everything_as_it_was(options):
     state = made(**options).build(**GEOMETRY)
@@ -215,11 +231,12 @@ def test_a_step_that_fails_at_its_very_end_leaves_nothing_off_the_device():
         )
 
 
-@pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_rows_of_different_age_are_streams_of_their_own(per_head, kv_heads):
+@pytest.mark.parametrize(
+    ("options", "kv_heads"), [({}, 1), ({}, 2), ({}, 4), ({"per_head": True}, 2), ({"union": True}, 2)], ids=str
+)
+def test_rows_of_different_age_are_streams_of_their_own(options, kv_heads):
     model = {**GEOMETRY, "kv_heads": kv_heads}
-    memory = made(per_head=per_head)
+    memory = made(**options)
     together, alone = memory.build(**model, batch=3), [memory.build(**model) for _ in range(3)]
     inputs = random_inputs(together, 60)
     for step, m in enumerate([4, 1, 7, 3, 9, 1, 5]):

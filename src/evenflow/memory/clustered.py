@@ -216,6 +216,8 @@ class UntilMass(Recall):
         g, joined = view.geometry, view.shared[Clustered, view.layer]
         assert view.query is not None
         taken = self.taken(view, query if joined.rotated else view.query, joined, scale)
+        if bool((joined.which < 0).any()):  # padding wants nothing
+            taken = taken & (joined.which[:, :1] >= 0)[:, :, None, :, None]
         if self.union:
             taken = taken.any(3, keepdim=True).any(2, keepdim=True)
         parts = [Part(keys, values, _near(bias, g))]

@@ -93,7 +93,7 @@ class Tray:
     def twin(self) -> Tray:
         """The same, to go on by itself; what is here now is shared until one of them needs its slot for something else."""
         there = (self.key != FREE).nonzero()[:, 0]
-        self.seen = int(there[-1]) + 1 if len(there) else 0
+        self.seen = max(self.seen, int(there[-1]) + 1 if len(there) else 0)  # an older twin may read more
         same = {name: getattr(self, name)[: self.seen] for name in ("keys", "values")}
         own = {name: getattr(self, name)[: self.seen].clone() for name in ("key", "members", "used")}
         return replace(self, **same, **own)
@@ -270,10 +270,11 @@ class PageStore:
         """Least recently used pages go to the store until the others fit, an eighth at once."""
         if self.ram_bytes is None:
             return
-        page = sum(x[:1].nbytes for x in (self.drawers[0].full.keys, self.drawers[0].full.values))
+        tray = self.drawers[0].full
+        page = sum(x.shape[1:].numel() * x.element_size() for x in (tray.keys, tray.values))
         there = [(drawer.full.key != FREE).nonzero()[:, 0] for drawer in self.drawers]
         held = sum(map(len, there))
-        over = held - self.ram_bytes // max(page, 1)
+        over = held - self.ram_bytes // page
         if over <= 0:
             return
         if isinstance(self.blocks, Snapshot):
