@@ -70,7 +70,10 @@ def room_of(name: list[str]) -> str | None:
 def problems(root: Path) -> list[str]:
     """One sentence for every import that points where it must not, sorted by file and line."""
     with (root / "pyproject.toml").open("rb") as file:
-        declared = {re.split(r"[^\w-]", entry)[0] for entry in tomllib.load(file)["project"]["dependencies"]}
+        project = tomllib.load(file)["project"]
+    extras = project.get("optional-dependencies", {})
+    named = [*project["dependencies"], *(entry for name in extras if name != "dev" for entry in extras[name])]
+    declared = {re.split(r"[^\w-]", entry)[0] for entry in named}
     source = root / "src" / PACKAGE
     found = []
     for path in sorted(source.rglob("*.py")):

@@ -34,8 +34,13 @@ def test_importing_the_package_loads_no_library():
 
 
 def test_every_dependency_has_an_exact_version_within_its_range():
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [entry for name in extras for entry in extras[name]]
     for entry in wanted:
+        own = re.fullmatch(r"evenflow\[([\w-]+)\]", entry)
+        if own:
+            assert own[1] in extras, entry
+            continue
         match = re.fullmatch(r"([\w-]+)(?:>=([\d.]+))?", entry)
         assert match, entry
         name, least = match.groups()
