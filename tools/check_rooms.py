@@ -25,11 +25,16 @@ ROOMS: dict[str, set[str]] = {
     "learn": {"memory", "recipes", "models", "media"},
     "api": BELOW_API,
     "claims": BELOW_CLAIMS,
-    "cli": BELOW_CLAIMS | {"claims"},
+    "serve": BELOW_API | {"media", "generate", "api"},
+    "cli": BELOW_CLAIMS | {"claims", "serve"},
     "__main__": {"cli"},
 }
 # Rooms that may use only these of the libraries that pyproject.toml names; the others may use all of them.
-LIBRARIES = {"memory": {"torch", "safetensors"}, "recipes": {"torch"}}
+LIBRARIES = {
+    "memory": {"torch", "safetensors"},
+    "recipes": {"torch"},
+    "serve": {"torch", "numpy", "fastapi", "starlette", "pydantic", "uvicorn", "PIL", "av"},
+}
 
 
 def imports(tree: ast.AST, module: list[str], is_package: bool) -> Iterator[tuple[int, list[str] | None]]:
