@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +143,7 @@ class VideoTransformer(nn.Module):
     def read(self, text: Tensor) -> Text:
         """Keys and values of a text, embeddings [B, L, text_dim]: once for each prompt."""
         context = self.text_embedding(text)
-        over = [block.cross_attn for block in self.blocks]
+        over = [cast(Block, block).cross_attn for block in self.blocks]
         return Text(tuple(a.key(context) for a in over), tuple(a.value(context) for a in over))
 
     def forward(self, x: Tensor, t: Tensor, text: Text, attend: Attend) -> Tensor:
@@ -157,6 +158,8 @@ class VideoTransformer(nn.Module):
                 f"latents {tuple(x.shape)} with times {tuple(t.shape)}; expected [B, F, {self.config.in_channels}, H, W] and [B, F]"
             )
         rows, columns = self.config.patch[1:]
+        if x.shape[-2] % rows or x.shape[-1] % columns:
+            raise ValueError(f"latents of {x.shape[-2]}×{x.shape[-1]}; expected multiples of {rows}×{columns}")
         height, width = x.shape[-2] // rows, x.shape[-1] // columns
         weight = self.patch_embedding.weight
         patches = x.unflatten(-1, (width, columns)).unflatten(-3, (height, rows))  # [B, F, C, h, rows, w, columns]
