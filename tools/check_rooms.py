@@ -15,14 +15,15 @@ from pathlib import Path
 
 PACKAGE = "evenflow"
 BELOW_API = {"memory", "recipes", "models"}
-BELOW_CLAIMS = BELOW_API | {"media", "learn", "api"}
+BELOW_CLAIMS = BELOW_API | {"media", "world", "learn", "api"}
 # Each room, and the rooms it may import from.
 ROOMS: dict[str, set[str]] = {
     "memory": set(),
     "recipes": {"memory"},
     "models": {"memory"},
     "media": set(),
-    "learn": {"memory", "recipes", "models", "media"},
+    "world": set(),
+    "learn": {"memory", "recipes", "models", "media", "world"},
     "api": BELOW_API,
     "claims": BELOW_CLAIMS,
     "serve": BELOW_API | {"media", "generate", "api"},
