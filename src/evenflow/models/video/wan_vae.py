@@ -13,15 +13,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checkpoints import fill, read_weights
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
 
 SKIPPED = "Rep"  # what diffusers puts where a temporal up-sampler, at the first latent, was passed by
 
@@ -43,10 +40,10 @@ class WanCodec:
     """Frames in [−1, 1] to normalised latents and back.
 
     Latents are (z − mean)/std per channel, z the mode of the encoder's distribution. The first frame of a stream makes a
-    latent of its own, then every four: F latents are 4(F−1)+1 frames.
+    latent of its own, then every four: F latents are 4(F−1)+1 frames. vae: a `diffusers.AutoencoderKLWan`.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae.eval().requires_grad_(False)
         config = vae.config
         self.time = int(config.scale_factor_temporal)
@@ -155,11 +152,8 @@ def load_wan_codec(path: str | Path, dtype: torch.dtype | None = None, device: t
     weights, place = read_weights(path), Path(path)
     told = (place if place.is_dir() else place.parent) / "config.json"
     own = "encoder.conv1.weight" in weights  # Wan's names, and Wan's shape
+    shape = {} if own or not told.is_file() else json.loads(told.read_text(encoding="utf-8"))
     with torch.device("meta"):
-        vae = (
-            AutoencoderKLWan()
-            if own or not told.is_file()
-            else AutoencoderKLWan.from_config(json.loads(told.read_text()))
-        )
+        vae: Any = AutoencoderKLWan.from_config(shape)
     fill(vae, convert_wan_vae_to_diffusers(weights) if own else weights, str(path), dtype, device)
     return WanCodec(vae)
