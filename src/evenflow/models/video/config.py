@@ -55,7 +55,9 @@ class VideoConfig:
         height, width = size or self.size
         rows, columns = self.stride[1] * self.patch[1], self.stride[2] * self.patch[2]
         if height < rows or width < columns or height % rows or width % columns:
-            raise ValueError(f"a video of {height}×{width} pixels; rows must be a multiple of {rows}, columns of {columns}")
+            raise ValueError(
+                f"a video of {height}×{width} pixels; rows must be a multiple of {rows}, columns of {columns}"
+            )
         return height // self.stride[1], width // self.stride[2]
 
     def tokens(self, latent: tuple[int, int]) -> int:

@@ -1,0 +1,1 @@
+"""Training of the tiny video model: codec, flow matching, few-step self-rollout distillation, long tuning."""

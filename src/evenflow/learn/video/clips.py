@@ -1,0 +1,184 @@
+"""Clips of the synthetic world as a video model is trained on them: latents, prompts of every chunk, tracks.
+
+`python -m evenflow.learn.video.clips --out FOLDER --codec FILE` films them once, in shards that training reads while
+more are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track as shown
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...models.video import PRESETS
+from ...models.video.codec import TinyCodec
+from ...models.video.files import load_codec
+from ...models.video.tracks import canvas
+from ...world import Film, Variety, film
+
+TINY = PRESETS["tiny"]
+CHUNK, STRIDE = TINY.chunk, TINY.stride[0]
+# What the tiny model is to know: one or two plain things, three kinds of pictures of each place, no weather.
+VARIETY = Variety(
+    things=(1, 2), shapes=("circle", "square", "triangle", "star", "ring", "diamond"), textures=("plain",),
+    motions=("still", "drift left", "drift right", "bounce", "spin"), weathers=("clear",),
+    cameras=("still", "pan left", "pan right"),
+)  # fmt: skip
+
+
+def pixel_frames(latents: int) -> int:
+    """Pixel frames that make so many latent frames from the start of a stream."""
+    return STRIDE * (latents - 1) + 1
+
+
+def first_pixel(latent: int) -> int:
+    """The first pixel frame of a latent frame."""
+    return max(0, STRIDE * (latent - 1) + 1)
+
+
+def filmed(seed: int, latents: int, variety: Variety = VARIETY) -> Film:
+    """A film of the world as long as `latents` latent frames; prompts change with a chunk, at random about every 20th."""
+    random = np.random.default_rng([seed, 7])
+    chunks = range(2, latents // CHUNK)
+    changes, last = [], 0
+    for chunk in chunks:
+        if chunk - last >= 3 and random.random() < 0.25:
+            changes.append(first_pixel(chunk * CHUNK))
+            last = chunk
+    return film(seed, frames=pixel_frames(latents), changes=changes, variety=variety, truth=False)
+
+
+def as_frames(pixels: np.ndarray) -> Tensor:
+    """uint8 [n, H, W, 3] → float32 [n, 3, H, W] in [−1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Clips of one length: latents float16 [N, L, C, h, w]; prompts of every chunk, numbers [N, L/3] into `texts`;
+    tracks in pixels float32 [N, 4·L, M, 2] (nan: not visible); the first latent's tracks stand four times."""
+
+    latents: Tensor
+    prompts: Tensor
+    tracks: Tensor
+    texts: list[str]
+
+
+def coded(films: Sequence[Film], codec: TinyCodec, most: int = 4) -> Clips:
+    """Films as clips. most: tracks that are kept of each."""
+    texts: dict[str, int] = {}
+    latents, prompts, tracks = [], [], []
+    for made in films:
+        z, _ = codec.encode(as_frames(made.pixels)[None])
+        latents.append(z[0].half())
+        said = [(start, texts.setdefault(text, len(texts))) for start, text, *_ in made.prompts]
+        firsts = [first_pixel(chunk * CHUNK) for chunk in range(z.shape[1] // CHUNK)]
+        prompts.append(torch.tensor([[n for start, n in said if start <= first][-1] for first in firsts]))
+        points = np.where(made.visibility[..., None] > 0.3, made.tracks, np.nan)[:, :most]
+        points = np.pad(points, ((STRIDE - 1, 0), (0, most - points.shape[1]), (0, 0)), constant_values=np.nan)
+        points[: STRIDE - 1] = points[STRIDE - 1]
+        tracks.append(torch.from_numpy(points.astype(np.float32)))
+    return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), list(texts))
+
+
+class Shards:
+    """Clips in files of a folder, which may become more while they are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held: dict[str, Clips] = {}
+        self.refresh()
+        if not self.held:
+            raise ValueError(f"{folder} holds no shards (*.safetensors); make some with evenflow.learn.video.clips")
+
+    def refresh(self) -> None:
+        """Take in shards that are new."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name not in self.held:
+                with safe_open(path, "pt") as file:
+                    texts = json.loads(file.metadata()["texts"])
+                    parts = (file.get_tensor(name) for name in ("latents", "prompts", "tracks"))
+                    self.held[path.name] = Clips(*parts, texts)
+
+    def __len__(self) -> int:
+        return sum(len(clips.latents) for clips in self.held.values())
+
+    @property
+    def length(self) -> int:
+        """Latent frames of a clip."""
+        return next(iter(self.held.values())).latents.shape[1]
+
+    def draw(self, random: np.random.Generator, batch: int) -> Clips:
+        """`batch` clips at random."""
+        files = list(self.held.values())
+        sizes = np.cumsum([len(clips.latents) for clips in files])
+        texts: dict[str, int] = {}
+        latents, prompts, tracks = [], [], []
+        for n in random.integers(sizes[-1], size=batch):
+            which = int(np.searchsorted(sizes, n, "right"))
+            clips, row = files[which], int(n - (sizes[which - 1] if which else 0))
+            latents.append(clips.latents[row])
+            said = [clips.texts[i] for i in clips.prompts[row].tolist()]
+            prompts.append(torch.tensor([texts.setdefault(text, len(texts)) for text in said]))
+            tracks.append(clips.tracks[row])
+        return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), list(texts))
+
+
+def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -> Tensor:
+    """Track channels [B, F, C, h, w] of tracks [B, 4·F, M, 2]: of some things only, under random names, or of none.
+
+    A frame in five is left blank too, so that blank can mean "not said" (MotionStream, section on mid-frame masking).
+    """
+    rows = []
+    for points in tracks:
+        visible = ~points[..., 0].isnan()
+        if random.random() < drop:
+            visible = torch.zeros_like(visible)
+        else:
+            visible &= torch.from_numpy(random.random(points.shape[1]) < 0.7)
+            visible &= torch.from_numpy(random.random(len(points)) >= 0.2)[:, None]
+        ids = torch.from_numpy(random.integers(0, 1000, points.shape[1]))
+        rows.append(canvas(points.nan_to_num(), visible, ids, TINY.latent_size(), TINY.stride))
+    return torch.stack(rows)
+
+
+def seeds(first: int, count: int, size: int) -> Iterator[range]:
+    """Ranges of seeds, `size` each."""
+    for start in range(first, first + count, size):
+        yield range(start, min(start + size, first + count))
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    codec: Annotated[Path, typer.Option(help="The codec that makes latents (codec.safetensors).")],
+    count: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 4096,
+    latents: Annotated[int, typer.Option(help="Latent frames of a clip, a multiple of 3.", min=6)] = 24,
+    shard: Annotated[int, typer.Option(help="Clips of a file.", min=1)] = 128,
+    first: Annotated[int, typer.Option(help="First seed.")] = 0,
+) -> None:
+    """Film clips of the synthetic world to train on."""
+    torch.set_num_threads(1)
+    coder = load_codec(codec)
+    out.mkdir(parents=True, exist_ok=True)
+    for some in shown(list(seeds(first, count, shard)), description="filming"):
+        path = out / f"{some.start:08d}.safetensors"
+        if path.exists():
+            continue
+        clips = coded([filmed(seed, latents) for seed in some], coder)
+        parts = {"latents": clips.latents, "prompts": clips.prompts, "tracks": clips.tracks}
+        save_file(parts, path.with_suffix(".part"), {"texts": json.dumps(clips.texts)})
+        path.with_suffix(".part").replace(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

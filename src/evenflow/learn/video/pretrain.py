@@ -1,0 +1,178 @@
+"""Train the tiny video model from scratch on clips of the world: `python -m evenflow.learn.video.pretrain --clips FOLDER`.
+
+Flow matching (velocity ε − x0 at x_σ = (1−σ)·x0 + σ·ε). In most steps a clip is causal, every chunk at a noise level of
+its own, so that all of them learn from context of any noise (diffusion forcing; CausVid, arXiv 2412.07772), often with
+clean context as in a stream. The others teach what rolling and buffered schedules and the teacher of distillation need:
+clips that see themselves both ways, with levels that rise from front to back or are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from ...models.video import PRESETS, VideoConfig, VideoTransformer
+from ...models.video.files import save_transformer, save_words
+from ...models.video.words import Words
+from ...world import VOCABULARY
+from .attention import Clip
+from .clips import CHUNK, STRIDE, Clips, Shards, conditions
+from .run import Average, Run, grown, optimizers
+
+CAUSAL, RISING, EQUAL = "causal", "rising", "equal"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the kinds of steps, and of what is left out. frames: latent frames of a training clip."""
+
+    frames: int = 12
+    rising: float = 0.12
+    equal: float = 0.12
+    clean: float = 0.5  # of causal steps: chunks before a random one are nearly clean
+    sink: float = 0.3  # of steps: the first chunk of the clip before frames from later on
+    no_text: float = 0.1
+    no_tracks: float = 0.6
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """Noise levels of even draws u in [0, 1], leaning towards noise."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def levels(random: np.random.Generator, kind: str, batch: int, chunks: int, shift: float, clean: float) -> Tensor:
+    """Noise levels of chunks, [batch, chunks]."""
+    if kind == EQUAL:
+        return shifted(torch.from_numpy(random.random((batch, 1))), shift).expand(-1, chunks).float()
+    if kind == RISING:  # one draw in each of as many equal parts (StreamDiT, arXiv 2507.03745, section on training)
+        u = (np.arange(chunks) + random.random((batch, chunks))) / chunks
+        return shifted(torch.from_numpy(u), shift).float()
+    sigma = shifted(torch.from_numpy(random.random((batch, chunks))), shift).float()
+    for row in range(batch):
+        if random.random() < clean:
+            sigma[row, : random.integers(1, chunks)] = float(random.random() ** 2) * 0.2 * (random.random() < 0.7)
+    return sigma
+
+
+def cropped(random: np.random.Generator, clips: Clips, frames: int, sink: bool) -> tuple[Clips, Tensor]:
+    """`frames` latent frames of every clip, at the same place, and where attention puts them, [frames]."""
+    last = clips.latents.shape[1] - frames
+    start = int(random.integers(last // CHUNK + 1)) * CHUNK
+    if random.random() < 0.25:
+        start = 0
+    times = torch.arange(start, start + frames)
+    if sink:
+        times[:CHUNK] = torch.arange(CHUNK)
+    where = times if random.random() < 0.5 else torch.arange(frames)  # at their times, or as a buffer counts them
+    pixels = (times[:, None] * STRIDE + torch.arange(STRIDE)).flatten()
+    part = Clips(
+        clips.latents[:, times], clips.prompts[:, times[::CHUNK] // CHUNK], clips.tracks[:, pixels], clips.texts
+    )
+    return part, where
+
+
+class Pretraining:
+    """The model, and one step of its training."""
+
+    def __init__(self, config: VideoConfig, mix: Mix, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.config, self.mix = config, mix
+        self.words = Words(sorted(VOCABULARY), config.text_dim, config.text_len)
+        self.transformer = VideoTransformer(config)
+        started(self.transformer)
+        self.random = np.random.default_rng(seed)
+
+    def loss(self, clips: Clips) -> dict[str, Tensor]:
+        """Mean squared error of the velocity on one batch, and by kind of step."""
+        random, mix, config = self.random, self.mix, self.config
+        kind = random.choice([RISING, EQUAL, CAUSAL], p=[mix.rising, mix.equal, 1 - mix.rising - mix.equal])
+        part, times = cropped(random, clips, mix.frames, random.random() < mix.sink)
+        x0 = part.latents.float()
+        batch, frames = x0.shape[:2]
+        sigma = levels(random, kind, batch, frames // CHUNK, config.shift, mix.clean).repeat_interleave(CHUNK, 1)
+        noise = torch.randn_like(x0)
+        wide = sigma[:, :, None, None, None]
+        x = torch.cat([(1 - wide) * x0 + wide * noise, conditions(random, part.tracks, mix.no_tracks)], 2)
+        said = part.prompts + 1
+        said[torch.from_numpy(random.random(batch) < mix.no_text)] = 0
+        height, width = x.shape[-2] // config.patch[1], x.shape[-1] // config.patch[2]
+        attend = Clip(self.transformer.rope, config.head_dim, times, height, width, CHUNK if kind == CAUSAL else None)
+        with torch.autocast("cpu", torch.bfloat16):
+            text = self.transformer.read(self.words.encode(["", *part.texts])[said.flatten()])
+            velocity = self.transformer(x, 1000 * sigma, text, attend).float()
+        error = (velocity - (noise - x0)).square().mean((2, 3, 4))
+        counted = (sigma > 0.02).float()  # clean context is there to be read
+        loss = (error * counted).sum() / counted.sum().clamp_min(1)
+        return {"loss": loss, str(kind): loss.detach()}
+
+
+def started(transformer: VideoTransformer) -> None:
+    """Weights to start from: blocks that do nothing yet, as gates begin at zero, and a head that says nothing."""
+    nn.init.zeros_(transformer.head.head.weight)
+    nn.init.zeros_(transformer.head.head.bias)
+    projection = transformer.time_projection[1]
+    assert isinstance(projection, nn.Linear)
+    nn.init.normal_(projection.weight, std=0.02)
+    nn.init.zeros_(projection.bias)
+    with torch.no_grad():
+        for block in transformer.blocks:
+            block.modulation.zero_()
+            block.modulation[:, (2, 5)] = 0.3
+
+
+def export(run: Run, config: VideoConfig, words: Words, transformer: VideoTransformer, folder: Path) -> None:
+    """Write the averaged weights as the files of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    twin, read = VideoTransformer(config), Words(words.vocabulary, config.text_dim, config.text_len)
+    run.averages["transformer"].into(twin)
+    run.averages["words"].into(read)
+    save_transformer(twin, folder / "transformer.safetensors")
+    save_words(read, folder / "words.safetensors")
+
+
+def main(
+    clips: Annotated[Path, typer.Option(help="Folder of shards that evenflow.learn.video.clips made.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, curve and the model.")],
+    minutes: Annotated[float, typer.Option(help="Minutes to train.", min=0)] = 90.0,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train the tiny video model from scratch by flow matching."""
+    torch.set_num_threads(threads)
+    stock, config = Shards(clips), PRESETS["tiny"]
+    training = Pretraining(config, Mix(), seed)
+    modules = {"transformer": training.transformer, "words": training.words}
+    each = {name: optimizers(module, rate) for name, module in modules.items()}
+    named = {f"{name}.{n}": o for name, many in each.items() for n, o in enumerate(many)}
+    run = Run(out, minutes, modules, named, {name: Average(module, 0.998) for name, module in modules.items()})
+    if resume:
+        run.load()
+        training.random = np.random.default_rng([seed, run.step])
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    for figures in run.steps("pretrain", every=100):
+        if run.step % 100 == 0:
+            stock.refresh()
+        losses = training.loss(stock.draw(training.random, batch))
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in named.values():
+            grown(optimizer, [], run.rate(rate))
+        for name, module in modules.items():
+            run.averages[name].update(module)
+        figures.update({name: float(value) for name, value in losses.items()})
+        if run.step % 500 == 499:
+            export(run, config, training.words, training.transformer, out / "model")
+    export(run, config, training.words, training.transformer, out / "model")
+
+
+if __name__ == "__main__":
+    typer.run(main)
