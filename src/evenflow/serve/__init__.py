@@ -1,0 +1,28 @@
+"""Live sessions for people and programs: a room of videos that share a model, a page to steer them, and a protocol."""
+
+from .app import Texts, create_app
+from .limits import Limits
+from .protocol import FrameHeader, Refused, pack_frame, unpack_frame
+from .room import Room
+from .run import address_of, listen, run
+from .source import Choice, Source, Video
+from .store import Store, default_folder
+
+__all__ = [
+    "Choice",
+    "FrameHeader",
+    "Limits",
+    "Refused",
+    "Room",
+    "Source",
+    "Store",
+    "Texts",
+    "Video",
+    "address_of",
+    "create_app",
+    "default_folder",
+    "listen",
+    "pack_frame",
+    "run",
+    "unpack_frame",
+]

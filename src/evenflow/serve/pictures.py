@@ -1,0 +1,124 @@
+"""Frames to small pictures and back, and to a film."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .protocol import Refused
+
+QUALITIES = (90, 75, 55, 35)  # steps down for a client that does not keep up
+SMALL = 256 * 256  # pixels up to which WebP costs no time worth counting
+THUMB = 32  # pixels along the longer side of a picture of what the memory holds
+SHOWN = 256  # pixels of a film's shorter side, at least: players smooth what they enlarge
+
+
+def encode(frame: np.ndarray, quality: int) -> tuple[str, bytes]:
+    """Format and bytes of a frame, uint8 [H, W, 3]."""
+    small = frame.shape[0] * frame.shape[1] <= SMALL
+    out = io.BytesIO()
+    if small:
+        Image.fromarray(frame).save(out, "WEBP", quality=quality, method=2)
+    else:
+        Image.fromarray(frame).save(out, "JPEG", quality=quality)
+    return ("webp" if small else "jpeg"), out.getvalue()
+
+
+def thumb(frame: np.ndarray) -> str:
+    """A small picture of a frame, as a data address."""
+    image, out = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((THUMB, THUMB), Image.Resampling.BOX)
+    image.save(out, "WEBP", quality=60, method=2)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def decode(data: str, size: tuple[int, int], longest: int) -> np.ndarray:
+    """The picture in `data` (base64), cut from its middle to fill `size` (rows, columns), uint8 [H, W, 3].
+
+    Raises Refused for what is no picture, or one of more than `longest` pixels along a side.
+    """
+    try:
+        image: Image.Image = Image.open(
+            io.BytesIO(base64.b64decode(data, validate=True)), formats=("PNG", "JPEG", "WEBP")
+        )
+        if max(image.size) > longest:
+            raise Refused(
+                "too_large", f"the picture has {image.size[0]}×{image.size[1]} pixels", f"at most {longest} a side"
+            )
+        image = image.convert("RGB")
+    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
+        raise Refused("bad_picture", "that is no PNG, JPEG or WebP picture", "send one of these in base64") from None
+    height, width = size
+    scale = max(width / image.width, height / image.height)
+    box = (width / scale, height / scale)
+    left, top = (image.width - box[0]) / 2, (image.height - box[1]) / 2
+    cut = image.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + box[0], top + box[1]))
+    return np.asarray(cut, dtype=np.uint8)
+
+
+class Film:
+    """An MP4 file that grows frame by frame. It takes its name when it is closed, so nobody sees half of one.
+
+    path: its name. fps: frames a second. size: rows and columns of a frame; small frames are enlarged a whole number
+    of times, pixel by pixel.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        import av
+
+        self.path, self.frames, self.fps = path, 0, fps
+        self._part = path.with_suffix(".part.mp4")
+        self._scale = max(1, -(-SHOWN // min(size)))
+        self._container: Any = av.open(str(self._part), "w", options={"movflags": "faststart"})
+        stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = size[0] * self._scale, size[1] * self._scale
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": "18"}
+        self._stream: Any = stream
+
+    @property
+    def seconds(self) -> float:
+        """How long it plays."""
+        return self.frames / self.fps
+
+    def add(self, frames: np.ndarray) -> None:
+        """Frames uint8 [n, H, W, 3]."""
+        import av
+
+        for frame in frames.repeat(self._scale, 1).repeat(self._scale, 2):
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            self.frames += 1
+
+    def close(self) -> int:
+        """End it; bytes of the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        os.replace(self._part, self.path)
+        return self.path.stat().st_size
+
+
+class Drift:
+    """How far colours and contrast have gone from where a video began: 0 for not at all, 1 from black to white.
+
+    Means and deviations of the three colours over a chunk, in [0, 1]; the distance of the six numbers from those of the
+    first chunk (root mean square). A cheap sign of a video that fades or burns, which says nothing of its content.
+    """
+
+    def __init__(self) -> None:
+        self._first: np.ndarray | None = None
+
+    def of(self, frames: np.ndarray) -> float:
+        """The drift of a chunk, uint8 [n, H, W, 3]."""
+        flat = frames.reshape(-1, 3).astype(np.float32) / 255
+        now = np.concatenate([flat.mean(0), flat.std(0)])
+        if self._first is None:
+            self._first = now
+        return float(np.sqrt(np.mean((now - self._first) ** 2)))

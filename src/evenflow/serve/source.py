@@ -1,0 +1,73 @@
+"""What a session needs of a video model, and nothing more; `models.py` has the real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Chunk(Protocol):
+    """Frames that came out of one step: uint8 [n, H, W, 3]."""
+
+    @property
+    def frames(self) -> np.ndarray: ...
+
+
+class Video(Protocol):
+    """A video stream, as `evenflow.generate` has it."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def step(self) -> Chunk: ...
+    def ask(self, prompt: str, how: str = "recache", over: float = 0.0, curve: str = "linear") -> None: ...
+    def blend(
+        self, prompts: dict[str, float], how: str = "recache", over: float = 0.0, curve: str = "linear"
+    ) -> None: ...
+    def draw(self, points: Any, id: str | None = None) -> Any: ...
+    def erase(self, id: str) -> None: ...
+    def show(self, image: np.ndarray) -> None: ...
+    def held(self) -> list[tuple[int, str]]: ...
+    def save(self, path: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A memory or a schedule that may be asked for. refused: why this model cannot have it; None when it can."""
+
+    name: str
+    summary: str
+    defaults: dict[str, Any]
+    paper: str | None = None
+    refused: str | None = None
+
+
+class Source(Protocol):
+    """A loaded video model, from which sessions open streams. All of it is called in the thread that owns the model.
+
+    name: for people. fps: frames a second the videos are meant for. size: rows and columns of pixels. stride: pixel
+    frames of a latent frame. prompt, memory, schedule: what is used when nothing is asked for. suggestions: prompts
+    that the model knows.
+    """
+
+    name: str
+    fps: float
+    size: tuple[int, int]
+    stride: int
+    prompt: str
+    memory: str
+    schedule: str
+    suggestions: list[str]
+
+    def open(self, *, prompt: str, memory: str, schedule: str, seed: int) -> Video:
+        """A fresh stream. Raises ValueError for a memory or schedule that cannot be had, with the reason."""
+
+    def resume(self, path: Path) -> Video:
+        """The stream that was saved there."""
+
+    def choices(self) -> dict[str, list[Choice]]:
+        """ "memories" and "schedules"."""
