@@ -15,6 +15,8 @@ from .scene import Thing
 from .words import COLOURS, SHAPES, SIZES, TEXTURES
 
 BLEND = 10  # frames that a change takes to be complete
+NOTES = (110.0, 146.0, 196.0, 262.0, 330.0)  # Hz, the lowest note of each thing in turn
+HUM = 320.0  # Hz that a hum rises with a speed of one view a second
 OUT = 1.36  # radii from its centre beyond which a thing has left the picture
 
 
@@ -50,10 +52,15 @@ class Actor:
     before: Thing = field(init=False)
     changed: int = -BLEND
     since: int = 0  # the frame when it took up its motion
+    phase: float = 0.0  # of its hum, in turns
 
     def __post_init__(self) -> None:
         self.before = self.thing
         self.since = self.born
+
+    def pitch(self) -> float:
+        """Of its hum, in Hz: the faster, the higher; each thing has its own lowest note."""
+        return NOTES[self.number % len(NOTES)] + HUM * math.hypot(self.vx, self.vy)
 
     def become(self, thing: Thing, frame: int) -> None:
         if thing == self.thing:
@@ -75,13 +82,14 @@ class Actor:
         return radius
 
     def look(self, frame: int) -> tuple[float, ...]:
-        """x, y, angle, radius, red, green, blue, shape before, shape, texture before, texture, how far from one to the other."""
+        """The columns of a stretch's table of actors: see `stage`."""
         done = self.done(frame)
         before, now = COLOURS[self.before.colour], COLOURS[self.thing.colour]
         rgb = (a + (b - a) * done for a, b in zip(before, now, strict=True))
         shapes = SHAPES.index(self.before.shape), SHAPES.index(self.thing.shape)
         textures = TEXTURES.index(self.before.texture), TEXTURES.index(self.thing.texture)
-        return (self.x, self.y, self.angle, self.radius(frame), *rgb, *shapes, *textures, done)
+        place = self.x, self.y, self.angle, self.radius(frame)
+        return (*place, *rgb, *shapes, *textures, done, self.vx, self.vy, self.phase)
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def advance(actors: list[Actor], width: float, height: float, frame: int, fps: f
         actor.vx += (wx - actor.vx) * blend
         actor.vy += (wy - actor.vy) * blend
         was = (actor.x, actor.y)
+        actor.phase = (actor.phase + actor.pitch() * dt) % 1.0
         actor.x += actor.vx * dt
         actor.y += actor.vy * dt
         if actor.thing.motion == "spin":
@@ -189,7 +198,9 @@ def _crossed(
 ) -> list[Happening]:
     """Entering and leaving at the left and right border, told by the centre."""
     inside_before, inside = 0 <= was[0] <= width, 0 <= actor.x <= width
-    if inside_before == inside or not actor.vx:
+    if (
+        inside_before == inside or not actor.vx or not actor.radius(frame + 1)
+    ):  # a thing that has shrunk away crosses nothing
         return []
     border = 0.0 if min(was[0], actor.x) < 0 else width
     share = min(max((border - was[0]) / (actor.vx * dt), 0.0), 1.0)

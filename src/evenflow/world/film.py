@@ -9,11 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from . import truth
 from .actors import BLEND
 from .describe import describe, understand
+from .questions import Question, questions
 from .render import render
-from .scene import Scene, Variety, chosen, draw_scene, next_scene
-from .stage import Stage, Stretch
+from .scene import Scene, Thing, Variety, chosen, draw_scene, next_scene
+from .sound import sound
+from .stage import RADIUS, Stage, Stretch, X, Y
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,91 @@ class Film:
             (max(frame - first, 0), describe(scene, seed=self.seed * 1009 + frame), scene)
             for frame, scene in self.stretch.prompts
         ]
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """The things that come up, as they are at the end; the N columns of tracks and masks."""
+        return self.stretch.things
+
+    @cached_property
+    def _all_amodal(self) -> NDArray[np.bool_]:
+        return truth.amodal_masks(self.stretch, self.height, self.width)
+
+    @cached_property
+    def _all_visible(self) -> NDArray[np.bool_]:
+        return truth.visible_masks(self._all_amodal, self.stretch.depths)
+
+    @property
+    def amodal(self) -> NDArray[np.bool_]:
+        """Where each thing is, hidden or not: bool [F, N, H, W]."""
+        return self._all_amodal[1:]
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """What is to be seen of each thing: bool [F, N, H, W]."""
+        return self._all_visible[1:]
+
+    @cached_property
+    def tracks(self) -> NDArray[np.float64]:
+        """The centre of each thing in pixels (x, y), [F, N, 2], pixel centres at halves; NaN where there is none."""
+        table, size = self.stretch.actors[1:], min(self.height, self.width)
+        return np.where(table[..., RADIUS, None] > 0, table[..., [X, Y]] * size, np.nan)
+
+    @cached_property
+    def radii(self) -> NDArray[np.float64]:
+        """The radius of each thing in pixels, [F, N]; 0 where there is none."""
+        return self.stretch.actors[1:, :, RADIUS] * min(self.height, self.width)
+
+    @cached_property
+    def visibility(self) -> NDArray[np.float64]:
+        """What part of each thing is to be seen, [F, N], 0 to 1."""
+        whole = truth.areas(self.stretch, min(self.height, self.width))[1:]
+        return np.clip(self.masks.sum((2, 3)) / np.maximum(whole, 1), 0, 1)
+
+    @cached_property
+    def depth(self) -> NDArray[np.float32]:
+        """How far away is what each pixel shows, [F, H, W], in widths of the view at distance 1."""
+        return truth.depth_map(self.stretch, self.masks, self.height, self.width)
+
+    @property
+    def intrinsics(self) -> NDArray[np.float64]:
+        """K [3, 3]."""
+        return truth.intrinsics(self.height, self.width)
+
+    @cached_property
+    def poses(self) -> NDArray[np.float64]:
+        """World to camera, [F, 4, 4]."""
+        return truth.poses(self.stretch.camera[1:])
+
+    @cached_property
+    def points(self) -> NDArray[np.float64]:
+        """The centre of each thing in the world, [F, N, 3]; NaN where there is none."""
+        return truth.points(self.stretch, self.height, self.width)
+
+    @cached_property
+    def landmarks(self) -> NDArray[np.float64]:
+        """Points of the land that stay where they are, [M, 3]."""
+        return truth.landmarks(self.stretch, self.height, self.width)
+
+    @cached_property
+    def events(self) -> list[truth.Event]:
+        """All that happens, in order of time."""
+        return truth.events(self.stretch, self.fps, self._all_amodal, self._all_visible)
+
+    @cached_property
+    def sound(self) -> NDArray[np.float32]:
+        """Mono at 16 kHz."""
+        return sound(self.stretch, self.width / min(self.height, self.width), self.fps)
+
+    @cached_property
+    def gaze(self) -> NDArray[np.float64]:
+        """Where somebody looks who watches the film, in pixels (x, y), [F, 2]."""
+        return self.stretch.gaze[1:] * min(self.height, self.width)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """What can be asked, with answers and the frames that show them."""
+        return questions(self.stretch, self.events, self.visibility, self.tracks, min(self.height, self.width))
 
 
 class World:
@@ -137,8 +225,19 @@ def film(
     fps: float = 16,
     truth: bool = True,
 ) -> Film:
-    """A film of `frames` frames; see `World`. changes may be a number of changes, then spread evenly."""
+    """A film of `frames` frames; see `World`. changes: frames at which the second and following scenes begin, or how many
+    changes there are, then spread evenly. truth: compute all that is known of it now, instead of when it is asked for.
+    """
     if isinstance(changes, int):
         changes = [round(frames * (k + 1) / (changes + 1)) for k in range(changes)]
     made = World(seed, scenes, changes, None, variety, size, fps).frames(frames)
+    if truth:
+        for name in TRUTHS:
+            getattr(made, name)
     return made
+
+
+TRUTHS = (
+    "pixels", "prompts", "masks", "amodal", "tracks", "radii", "visibility", "depth", "poses", "points", "landmarks",
+    "events", "sound", "gaze", "questions",
+)  # fmt: skip

@@ -17,7 +17,7 @@ from .words import SHAPES
 Array = NDArray[np.float32]
 
 REACH = 1.36  # no shape reaches further from its centre than this many radii
-_TRIANGLE = ((0.0, -1.24), (1.14, 0.78), (-1.14, 0.78))
+_TRIANGLE = ((0.0, -1.346), (1.14, 0.673), (-1.14, 0.673))  # its centroid is the centre, as it is of all shapes
 _TIP, _NOTCH = 1.34, 0.62  # radii of a star's corners
 _FOLD = (math.cos(math.pi / 5), math.sin(math.pi / 5))
 
@@ -88,12 +88,12 @@ def _ring(x: Array, y: Array) -> Array:
 
 def _diamond(x: Array, y: Array) -> Array:
     # A narrow rhombus, so that no turned square looks like it.
-    return np.abs(x) * np.float32(0.874) + np.abs(y) * np.float32(0.486) - np.float32(0.65)
+    return np.asarray(np.abs(x) * np.float32(0.874) + np.abs(y) * np.float32(0.486) - np.float32(0.65), np.float32)
 
 
 def _heart(x: Array, y: Array) -> Array:
     """Two discs, and below them what their tangents from the tip enclose."""
-    x = np.abs(x)
+    x, y = np.abs(x), y - np.float32(0.164)
     dx, dy = x - np.float32(0.5), y + np.float32(0.42)
     lobe = np.sqrt(dx * dx + dy * dy) - np.float32(0.62)
     below = np.maximum(_edge(x, y, (0.985, -0.033), (0.0, 1.2)), np.float32(-0.05) - y)
