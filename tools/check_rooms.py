@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = "evenflow"
 BELOW_API = {"memory", "recipes", "models"}
-BELOW_CLAIMS = BELOW_API | {"media", "world", "learn", "api"}
+BELOW_CLAIMS = BELOW_API | {"media", "world", "learn", "generate", "api"}
 # Each room, and the rooms it may import from.
 ROOMS: dict[str, set[str]] = {
     "memory": set(),
@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "models": {"memory"},
     "media": set(),
     "world": set(),
-    "learn": {"memory", "recipes", "models", "media", "world"},
-    "api": BELOW_API,
+    "learn": {"memory", "recipes", "models", "media", "world", "generate"},
+    "generate": BELOW_API | {"media"},
+    "api": BELOW_API | {"generate"},
     "claims": BELOW_CLAIMS,
     "serve": BELOW_API | {"media", "generate", "api"},
     "cli": BELOW_CLAIMS | {"claims", "serve"},

@@ -1,8 +1,9 @@
-"""The three verbs of everyday use, which take a memory by its name: open, resume, generate."""
+"""The verbs of everyday use, which take a memory by its name: open, resume, generate; video, resume_video."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from transformers import (
     StopStringCriteria,
 )
 
+from .generate import Guidance, Schedule, VideoStream
+from .generate import resume_stream as resume_video_stream
 from .memory import Memory
 from .models import Stream, open_stream, resume_stream, unfit
 from .models.generate import generate as generate_over
@@ -106,3 +109,52 @@ def generate(
         model, input_ids, memory=chosen, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
         generation_config=generation_config, streamer=streamer, **kwargs,
     )  # fmt: skip
+
+
+def video(
+    model: Any = "tiny",
+    prompt: str | Mapping[str, float] = "",
+    *,
+    memory: str | Memory | None = "default",
+    schedule: str | Schedule = "chunks",
+    seed: int = 0,
+    guidance: Guidance | float | None = None,
+    size: tuple[int, int] | None = None,
+    strength: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoStream:
+    """Open an endless video: `for chunk in ef.video("tiny", "a red ball rolls"): show(chunk.frames)`.
+
+    model: a `VideoModel`, the path of its files, or "tiny", the shipped one. prompt: a text, or texts with weights.
+    memory: a spec such as "longlive(window=12, sink=3)" or a `Memory`; "default" is what the schedule was published
+    with, None remembers nothing. schedule: "chunks", "rolling(levels=5)", "buffer(0, 8, 2, 1)", "batch", "knots" or
+    a `Schedule`. guidance: for models that are not distilled. size: rows and columns of pixels. strength: a video that
+    is watched is restyled, the more the nearer to 1. dtype: of the weights of a model that is loaded here.
+
+    Raises ValueError for a wrong spec (naming the nearest right one), and, with the reason, where memory, schedule and
+    model do not go together.
+    """
+    return VideoStream(_video_model(model, dtype), prompt, memory, schedule, seed, guidance, size, strength)
+
+
+def resume_video(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    memory: Memory | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoStream:
+    """Go on, bit for bit, with a video that `VideoStream.save` wrote.
+
+    memory: only needed for a `Memory` of your own. Raises ValueError when the file is missing or damaged (checksum), or
+    was written by another model or with another memory.
+    """
+    return resume_video_stream(_video_model(model, dtype), path, memory)
+
+
+def _video_model(model: Any, dtype: torch.dtype | None) -> Any:
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    from .models.video import load_video
+
+    return load_video(model, dtype)

@@ -21,10 +21,28 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def test_the_public_names_are_these():
-    names = ["Memory", "Rope", "__version__", "generate", "open", "recipe", "recipes", "resume"]
+    names = [
+        "Memory",
+        "Rope",
+        "__version__",
+        "generate",
+        "open",
+        "recipe",
+        "recipes",
+        "resume",
+        "resume_video",
+        "video",
+    ]
     assert sorted(evenflow.__all__) == names
     assert dir(evenflow) == names
     assert all(getattr(evenflow, name) is not None for name in names)
+
+
+def test_the_function_keeps_its_name_beside_the_room_of_that_name():
+    from evenflow.generate import VideoStream
+
+    assert VideoStream.__module__ == "evenflow.generate.stream"
+    assert callable(evenflow.generate) and evenflow.generate.__module__ == "evenflow.api"
 
 
 def test_importing_the_package_loads_no_library():

@@ -1,0 +1,17 @@
+"""Endless video: schedules of noise, prompts that change, and streams that can be saved, copied and replayed."""
+
+from .composing import SCHEDULES, compatible, parse_schedule
+from .flow import Consistency, Flow, Sampler, noise
+from .guidance import Guidance
+from .history import replay
+from .moving import Batch, Buffer, Rolling
+from .opening import memory_for_video
+from .saving import resume_stream
+from .schedule import Call, Chunks, Knots, Schedule
+from .stream import Chunk, VideoStream
+
+__all__ = [
+    "SCHEDULES", "Batch", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Flow", "Guidance", "Knots", "Rolling",
+    "Sampler", "Schedule", "VideoStream", "compatible", "memory_for_video", "noise", "parse_schedule", "replay",
+    "resume_stream",
+]  # fmt: skip
