@@ -1,6 +1,7 @@
 """Endless video: schedules of noise, prompts that change, and streams that can be saved, copied and replayed."""
 
 from .composing import SCHEDULES, compatible, parse_schedule
+from .engine import Engine, Given
 from .flow import Consistency, Flow, Sampler, noise
 from .guidance import Guidance
 from .history import replay
@@ -11,7 +12,7 @@ from .schedule import Call, Chunks, Knots, Schedule
 from .stream import Chunk, VideoStream
 
 __all__ = [
-    "SCHEDULES", "Batch", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Flow", "Guidance", "Knots", "Rolling",
+    "SCHEDULES", "Batch", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Engine", "Flow", "Given", "Guidance", "Knots", "Rolling",
     "Sampler", "Schedule", "VideoStream", "compatible", "memory_for_video", "noise", "parse_schedule", "replay",
     "resume_stream",
 ]  # fmt: skip

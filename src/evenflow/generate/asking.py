@@ -16,7 +16,8 @@ from .schedule import Schedule
 from .tracks import Track, checked_points
 
 if TYPE_CHECKING:
-    from .opening import Opened, VideoModel
+    from ..models.video.model import VideoModel
+    from .opening import Opened
 
 HOW = ("keep", "clear", "recache", "anchored")
 

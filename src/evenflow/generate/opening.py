@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from ..memory import Memory
 from ..models.video import VideoConfig
+from ..models.video.model import VideoModel
 from ..recipes import parse, recipes
 from .composing import compatible, parse_schedule, sampler_of
 from .engine import Engine
@@ -19,19 +17,6 @@ from .moving import Batch, Buffer, Rolling
 from .schedule import Knots, Schedule
 
 TRAINED = 21  # latent frames that are kept for computing an unbounded memory anew
-
-
-class VideoModel(Protocol):
-    """What a stream needs of a model: see `evenflow.models.video`."""
-
-    @property
-    def config(self) -> VideoConfig: ...
-    @property
-    def transformer(self) -> Any: ...
-    @property
-    def codec(self) -> Any: ...
-    @property
-    def encode_text(self) -> Callable[[list[str]], Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .schedule import Schedule
 from .tracks import Track
 
 if TYPE_CHECKING:
-    from .opening import VideoModel
+    from ..models.video.model import VideoModel
     from .stream import VideoStream
 
 FORMAT = 1

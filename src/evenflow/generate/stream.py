@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..memory import FOLDED, Memory
 from ..memory.chunks import ArenaState
+from ..models.video.model import VideoModel
 from .asking import Asked, Asking
 from .engine import Engine, Given
 from .guidance import Guidance
 from .history import packed, seal
-from .opening import VideoModel, opened
+from .opening import opened
 from .pixels import checked_image, checked_video, from_pixels, to_pixels
 from .prompts import Embeddings, Wish, weights_of
 from .saving import tensors_of, write
