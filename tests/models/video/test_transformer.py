@@ -11,6 +11,7 @@ from evenflow.memory.rope import Rotary
 from evenflow.models.video import VideoConfig, VideoTransformer, places
 from evenflow.models.video.dense import Dense, chunk_causal
 from evenflow.models.video.names import to_diffusers
+from evenflow.models.video.transformer import compiled
 
 from .nets import SMALL, network, noise, theirs
 
@@ -174,6 +175,16 @@ def test_half_precision_is_near():
     exact = model(x, t, model.read(text), dense(model, 3, 4, 4))
     near = half(x.bfloat16(), t, half.read(text.bfloat16()), dense(half, 3, 4, 4, dtype=torch.bfloat16))
     assert near.dtype == torch.bfloat16 and (near.float() - exact).abs().max() < 0.06 * exact.abs().max()
+
+
+def test_blocks_compile_once_and_give_the_same():
+    plain, fast = network(), compiled(network(), backend="eager")
+    text, state, other = noise(1, 7, 20, seed=1), build(plain, 4, window=6), build(fast, 4, window=6)
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():  # three blocks, one graph
+        for chunk in range(3):
+            x, t = noise(1, 3, 5, 4, 4, seed=chunk), torch.full((1, 3), 300.0 * chunk)
+            assert torch.equal(call(fast, other, x, t, fast.read(text)), call(plain, state, x, t, plain.read(text)))
+    assert fast.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_wrong_shapes_are_refused():

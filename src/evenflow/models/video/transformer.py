@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ...memory import Rope
 from .config import VideoConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Led = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +80,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, text: Text, attend: Attend) -> Tensor:
         """x [B, n, dim]; e [B, F, 6, dim], one for each of the frames that the n tokens make."""
-        shift, scale, gate, shift2, scale2, gate2 = (self.modulation + e).to(x.dtype)[..., None, :, :].unbind(-2)
-        own = self.self_attn
-        h = modulated(x, shift, scale, self.eps)
-        x = gated(x, own.out(attend(self.layer, own.query(h), own.key(h), own.value(h))), gate)
-        x = x + self.read(self.norm3(x), text)
-        return gated(x, self.ffn(modulated(x, shift2, scale2, self.eps)), gate2)
+        q, k, v, led = self.before(x, e)
+        heads = attend(self.layer, q, k, v)
+        return self.after(x, heads, led, text.keys[self.layer], text.values[self.layer])
 
-    def read(self, x: Tensor, text: Text) -> Tensor:
+    def before(self, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor, Led]:
+        """Queries, keys and values for self-attention, and what the time says of the rest."""
+        shift, scale, *led = (self.modulation + e).to(x.dtype)[..., None, :, :].unbind(-2)
+        own, h = self.self_attn, modulated(x, shift, scale, self.eps)
+        return own.query(h), own.key(h), own.value(h), tuple(led)
+
+    def after(self, x: Tensor, heads: Tensor, led: Led, keys: Tensor, values: Tensor) -> Tensor:
+        """The rest of the block. heads: what self-attention saw; keys, values: the text's."""
+        gate, shift, scale, gate2 = led
+        x = gated(x, self.self_attn.out(heads), gate)
+        x = x + self.read(self.norm3(x), keys, values)
+        return gated(x, self.ffn(modulated(x, shift, scale, self.eps)), gate2)
+
+    def read(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Cross-attention; frames read the text of their group where there are several a row."""
-        keys, values = text.keys[self.layer], text.values[self.layer]
         grouped = x.reshape(len(keys), -1, x.shape[-1])
         seen = fn.scaled_dot_product_attention(self.cross_attn.query(grouped), keys, values)
         return self.cross_attn.out(seen).reshape(x.shape)
@@ -177,3 +187,15 @@ def places(frames: int, height: int, width: int, device: torch.device | str = "c
     """Row and column of every token of `frames` frames, int64 [frames·height·width, 2]: a memory's `coordinates`."""
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([row, column], -1).reshape(-1, 2).repeat(frames, 1).to(device)
+
+
+def compiled(model: VideoTransformer, **how: Any) -> VideoTransformer:
+    """The same network with its blocks compiled, in place: what is before and after self-attention, which stays outside.
+
+    A memory keeps books, which no compiler follows; the rest of a block is one graph each, shared by all blocks. how: for
+    `torch.compile`. Shapes are fixed: another number of frames, rows or columns compiles anew.
+    """
+    for block in model.blocks:
+        for name in ("before", "after"):
+            setattr(block, name, torch.compile(getattr(block, name), **{"dynamic": False, "fullgraph": True} | how))
+    return model
