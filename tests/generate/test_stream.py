@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes_and_forks_and_saved_streams_go_on_al
     rest = take(stream, 3)
     assert np.array_equal(rest, take(twin, 3))
     resumed = resume_stream(small(), tmp_path / "a.evenflow")
-    assert (resumed.position, resumed.history, resumed.nbytes > 0) == (twin.position - 3 * 0 - (stream.position - resumed.position), told, True)
+    assert (resumed.frames, resumed.history) == (len(first), told)
     assert np.array_equal(rest, take(resumed, 3)) and resumed.nbytes == stream.nbytes
     again = open_(schedule=schedule)
     before = np.concatenate([chunk.frames for chunk in replay(again, told)])
@@ -112,10 +112,10 @@ def test_a_fork_never_sees_what_the_other_does():
 @every
 def test_memory_is_flat(schedule):
     stream, sizes = open_(schedule=schedule), []
-    for _ in range(30):
+    while stream.position < 36:
         stream.step()
-        sizes.append(stream.nbytes)
-    assert len(set(sizes[15:])) == 1
+        sizes.append((stream.position, stream.nbytes))
+    assert len({size for position, size in sizes if position > 27}) == 1
 
 
 def test_a_step_takes_as_long_late_as_early():
@@ -147,13 +147,16 @@ def test_ways_to_switch_differ_and_clear_forgets():
         frames[how], held[how] = take(stream, 1), stream.held()
     assert not np.array_equal(frames["keep"], frames["clear"])
     assert not np.array_equal(frames["keep"], frames["recache"])
-    assert held["keep"] == held["recache"] == [(f, "sink") for f in range(3)] + [(f, "window") for f in range(15, 21)]
+    assert held["keep"] == held["recache"] == [(f, "sink") for f in range(3)] + [(f, "window") for f in range(12, 21)]
     assert held["clear"] == [(f, "sink") for f in range(18, 21)]
 
 
 def test_a_recache_is_one_clean_pass_of_the_last_frames_under_the_new_prompt():
     """Without sinks that stay, nothing of the old prompt is left in the memory."""
-    stream, other = open_(memory="longlive(global_sink=False)"), open_("a blue cube", memory="longlive(global_sink=False)")
+    stream, other = (
+        open_(memory="longlive(global_sink=False)"),
+        open_("a blue cube", memory="longlive(global_sink=False)"),
+    )
     take(stream, 6)
     take(other, 6)
     other._clean, other._decoder = stream._clean, stream._decoder  # the same pictures, made under another prompt
@@ -175,9 +178,13 @@ def test_a_switch_asked_for_at_a_frame_comes_with_the_next_chunk_and_one_a_chunk
     stream = open_()
     stream.ask("a blue ball", at=40)
     stream.ask("a blue cube", at=41)
-    prompts = {stream.position: stream.step().prompt for _ in range(17)}
+    prompts = {3 * n: stream.step().prompt for n in range(17)}
     changes = [f for f in prompts if f and prompts[f] != prompts.get(f - 3, "a red ball")]
-    assert changes == [42, 45] and (prompts[39], prompts[42], prompts[45]) == ("a red ball", "a blue ball", "a blue cube")
+    assert changes == [42, 45] and (prompts[39], prompts[42], prompts[45]) == (
+        "a red ball",
+        "a blue ball",
+        "a blue cube",
+    )
 
 
 def test_a_transition_takes_its_time_and_a_blend_is_between():
@@ -273,13 +280,9 @@ def test_a_restyled_video_follows_what_it_watches():
         return np.abs(take(stream, 2).astype(int) - coded).mean()
 
     assert distance(0.05) < 0.5 * distance(1.0)
-    assert np.array_equal(take(open_(strength=1.0), 0) if False else take(_watching(1.0, video), 2), take(open_(), 2))
-
-
-def _watching(strength, video):
-    stream = open_(strength=strength)
-    stream.watch(video[:21])
-    return stream
+    nothing = open_(strength=1.0)
+    nothing.watch(video[:21])
+    assert np.array_equal(take(nothing, 2), take(open_(), 2))
 
 
 def test_a_replay_shows_images_and_finds_videos(tmp_path):

@@ -71,7 +71,13 @@ class Asking:
         self._prompts.mixed(wish.prompt)  # a text that cannot be read is told now
         self._asked.append(wish)
         self._note(
-            "ask", prompt=wish.prompt, how=wish.how, over=wish.over, way=way, **({} if at is None else {"at": at})
+            "ask",
+            self._position,
+            prompt=wish.prompt,
+            how=wish.how,
+            over=wish.over,
+            way=way,
+            **({} if at is None else {"at": at}),
         )
 
     def blend(
@@ -115,7 +121,7 @@ class Asking:
         track = Track(number, (*(point for point in before if point[0] < fresh[0][0]), *fresh))
         self._tracks = [*(other for other in self._tracks if other.id != number), track]
         self._next_id = max(self._next_id, number + 1)
-        self._note("draw", points=[list(point) for point in fresh], id=number)
+        self._note("draw", self._position, points=[list(point) for point in fresh], id=number)
         return number
 
     def erase(self, id: int) -> None:
@@ -123,7 +129,7 @@ class Asking:
         if all(track.id != id for track in self._tracks):
             raise ValueError(f"there is no track {id!r}; there are {sorted(t.id for t in self._tracks)}")
         self._tracks = [track for track in self._tracks if track.id != id]
-        self._note("erase", id=id)
+        self._note("erase", self._position, id=id)
 
     # -- what comes of it ----------------------------------------------------------------------------------------
 
@@ -160,8 +166,8 @@ class Asking:
         past = self._pixels(self._position - self.opened.keeps - self.schedule.at_once) / self.model.config.fps
         self._tracks = [_from(track, past) for track in self._tracks if not track.over(past)]
 
-    def _note(self, do: str, **what: Any) -> None:
-        self.history.append({"frame": self._position, "do": do, **what})
+    def _note(self, do: str, frame: int, **what: Any) -> None:
+        self.history.append({"frame": frame, "do": do, **what})
 
     def _pixels(self, latents: int) -> int:
         return self.model.config.stride[0] * (latents - 1) + 1 if latents > 0 else 0

@@ -22,7 +22,7 @@ def packed(image: np.ndarray) -> dict[str, Any]:
 def unpacked(entry: Mapping[str, Any]) -> np.ndarray:
     """The picture that `packed` was given."""
     data = zlib.decompress(base64.b64decode(entry["zlib"]))
-    return np.frombuffer(data, np.uint8).reshape(entry["shape"])
+    return np.frombuffer(bytearray(data), np.uint8).reshape(entry["shape"])
 
 
 def seal(frames: np.ndarray) -> dict[str, Any]:

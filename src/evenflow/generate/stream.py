@@ -109,7 +109,7 @@ class VideoStream(Asking):
         return memory + sum(t.nbytes for t in (*kept, *tensors_of((self._decoder, self._encoder))))
 
     def held(self) -> list[tuple[int, str]]:
-        """Latent frames that the next chunk can see, and where: "sink", "memory", "window" or "flight".
+        """Latent frames that are held, and where: "sink", "memory", "window" or "flight".
 
         −1 in "memory" or "sink" stands for what was folded from several; −1 in "sink" under knot-forcing is the
         reference image.
@@ -135,7 +135,7 @@ class VideoStream(Asking):
 
     def show(self, image: Any) -> None:
         """Begin with a picture, uint8 [H, W, 3]: image-to-video. Under knot-forcing it is the reference, not a frame."""
-        pixels = checked_image(image, self.size)
+        pixels, at = checked_image(image, self.size), self._position
         self._before_first("show")
         if self.strength is not None or self._watched:
             raise ValueError("an image is the first thing that a stream is shown, and not one that restyles a video")
@@ -145,7 +145,7 @@ class VideoStream(Asking):
             self._engine, self._reference, self._watched = engine, True, 1
         else:
             self._go_on(pixels)
-        self._note("show", image=packed(pixels[0]))
+        self._note("show", at, image=packed(pixels[0]))
 
     def watch(self, frames: Any) -> None:
         """A video, uint8 [n, H, W, 3]: to go on from, before the first chunk, or with `strength` to be restyled.
@@ -153,7 +153,7 @@ class VideoStream(Asking):
         To go on from it takes 1 + 4k frames (for a codec of stride 4), and 4k in every further call. What is to be
         restyled may come at any time and in any pieces; a chunk is made when its frames have come.
         """
-        pixels = checked_video(frames, self.size)
+        pixels, at = checked_video(frames, self.size), self._position
         if self.strength is None:
             self._before_first("watch")
             stride, total = self.model.config.stride[0], self._pixels(self._position) + len(pixels)
@@ -168,7 +168,7 @@ class VideoStream(Asking):
             first = self._origin + self._latents_watched()
             self._sources |= {first + n: latent for n, latent in enumerate(latents[0].float())}
             self._encoder, self._watched = encoder, self._watched + len(pixels)
-        self._note("watch", **seal(pixels))
+        self._note("watch", at, **seal(pixels))
 
     def _latents_watched(self) -> int:
         return 0 if not self._watched else (self._watched - 1) // self.model.config.stride[0] + 1
