@@ -299,12 +299,11 @@ def test_components_are_orthonormal_and_latents_of_unit_size():
     shares = fitting.components(codec, films)
     assert sum(shares) > 0.9 and sorted(shares, reverse=True) == shares
     torch.testing.assert_close(codec.basis @ codec.basis.T, torch.eye(16), atol=1e-5, rtol=0)
-    error = (unblocked(codec.picture(codec.components(blocks(films)))) - films).square().mean()
+    error = (unblocked(codec.linear(codec.project(blocks(films)))) - films).square().mean()
     assert float(error) < 0.1 * float(films.var())
-    fitting.measured(codec, [(film * 127.5 + 127.5).byte() for film in films])
     z = codec.project(blocks(films))
-    torch.testing.assert_close(z.mean((0, 1, 3, 4)), torch.zeros(16), atol=0.05, rtol=0)
-    torch.testing.assert_close(z.std((0, 1, 3, 4)), torch.ones(16), atol=0.05, rtol=0)
+    torch.testing.assert_close(z.mean((0, 1, 3, 4)), torch.zeros(16), atol=1e-3, rtol=0)
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_clips_of_films_name_the_prompt_of_every_chunk(tmp_path):

@@ -1,9 +1,9 @@
-"""The tiny model's codec: principal components of blocks of pixels, and what two small networks add to them.
+"""The tiny model's codec: principal components of blocks of pixels, and a small network that makes the picture sharp.
 
 One latent frame stands for 4 pixel frames, one latent pixel for 4 × 4 of theirs; as with Wan's autoencoder the first
-latent of a stream stands for one frame (it is coded as if it had been there before). Encoding adds to the components
-what a convolutional network sees around a block; decoding adds to the linear picture what another, which also sees the
-latent before, makes of it. Latents are coded one after another, so the bits are the same however a stream is cut.
+latent of a stream stands for one frame (it is coded as if it had been there before). Encoding is linear. Decoding adds
+to the linear picture what a convolutional network, which also sees the latent before, makes of it. Latents are coded
+one after another, so the result is the same bits however a stream is cut.
 """
 
 from __future__ import annotations
@@ -50,53 +50,35 @@ class CodecState:
 
 
 class TinyCodec(nn.Module):
-    """channels: numbers kept of a block's 192; width: of both networks; depth: residual blocks of the one that decodes.
-
-    Latents are of unit variance and mean zero in every channel, as a generator wants them.
-    """
+    """channels: components kept of a block's 192 numbers; width, depth: of the network that sharpens."""
 
     mean: Tensor
     basis: Tensor
     scale: Tensor
-    center: Tensor
-    unit: Tensor
 
-    def __init__(self, channels: int = 16, width: int = 80, depth: int = 3) -> None:
+    def __init__(self, channels: int = 24, width: int = 96, depth: int = 3) -> None:
         super().__init__()
         self.channels = channels
         self.register_buffer("mean", torch.zeros(PATCH))
         self.register_buffer("basis", torch.eye(PATCH)[:channels].contiguous())  # [channels, 192], orthonormal rows
-        self.register_buffer("scale", torch.ones(channels))  # of a component
-        self.register_buffer("center", torch.zeros(channels))  # mean and deviation of what both make together
-        self.register_buffer("unit", torch.ones(channels))
-        self.look = nn.Sequential(
-            nn.Conv2d(PATCH, width, 3, padding=1), *(Residual(width) for _ in range(2)), nn.SiLU(),
-            nn.Conv2d(width, channels, 3, padding=1),
-        )  # fmt: skip
+        self.register_buffer("scale", torch.ones(channels))  # of a component, so that latents are of about unit size
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
         self.body = nn.Sequential(*(Residual(width) for _ in range(depth)))
         self.leave = nn.Conv2d(width, PATCH, 3, padding=1)
-        for last in (self.look[-1], self.leave):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def components(self, x: Tensor) -> Tensor:
-        """Blocks [B, F, 192, h, w] → their linear part [B, F, channels, h, w]."""
-        return torch.einsum("cp,bfphw->bfchw", self.basis, x - self.mean[:, None, None]) * self.scale[:, None, None]
-
-    def picture(self, z: Tensor) -> Tensor:
-        """The other way: [B, F, channels, h, w] → blocks."""
-        return torch.einsum("cp,bfchw->bfphw", self.basis, z / self.scale[:, None, None]) + self.mean[:, None, None]
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
 
     def project(self, x: Tensor) -> Tensor:
         """Blocks [B, F, 192, h, w] → latents [B, F, channels, h, w]."""
-        z = self.components(x) + self.look(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return (z - self.center[:, None, None]) / self.unit[:, None, None]
+        return torch.einsum("cp,bfphw->bfchw", self.basis, x - self.mean[:, None, None]) * self.scale[:, None, None]
+
+    def linear(self, z: Tensor) -> Tensor:
+        """Latents → blocks, without the network."""
+        return torch.einsum("cp,bfchw->bfphw", self.basis, z / self.scale[:, None, None]) + self.mean[:, None, None]
 
     def sharpened(self, z: Tensor, before: Tensor) -> Tensor:
         """Blocks of latents [n, channels, h, w], each beside the one before it."""
-        more = self.leave(fn.silu(self.body(self.enter(torch.cat([z, before], 1)))))
-        return self.picture((z * self.unit[:, None, None] + self.center[:, None, None])[:, None])[:, 0] + more
+        return self.linear(z[:, None])[:, 0] + self.leave(fn.silu(self.body(self.enter(torch.cat([z, before], 1)))))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, state: CodecState | None = None) -> tuple[Tensor, CodecState]:
