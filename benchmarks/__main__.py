@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging
 
-from . import bookkeeping, decode, feed, growth, recipes, store
+from . import bookkeeping, decode, feed, growth, recipes, store, video
 from .showing import figure, tables
 from .timing import machine
 
@@ -27,6 +27,7 @@ ALL: dict[str, Callable[..., dict[str, Any]]] = {
     "growth": growth.measure,
     "store": store.measure,
     "recipes": recipes.measure,
+    "video": video.measure,
 }
 QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "decode": partial(decode.measure, length=256, layers=2, rounds=5, recomputed=1),
@@ -35,6 +36,7 @@ QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "growth": partial(growth.measure, places=(512, 1024, 2048), steps=5),
     "store": partial(store.measure, blocks=8, rounds=3),
     "recipes": partial(recipes.measure, frames=(8,), budget=12, heads=2, dim=16, rounds=2),
+    "video": partial(video.measure, device="cpu", chunks=2, memories=video.MEMORIES[:1]),
 }
 
 
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", choices=[[], *ALL], metavar="NAME", help=f"some of {', '.join(ALL)}; all if none"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes: a trial of the program, not of the library")
+    parser.add_argument(
+        "--quick", "--dry", action="store_true", help="small sizes: a trial of the program, not of the library"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results.json and results.png")
     asked = parser.parse_args()
     logging.disable_progress_bar()

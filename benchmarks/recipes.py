@@ -87,10 +87,13 @@ def filled(memory: Memory, stream: Frames, frames: int) -> tuple[MemoryState, So
 
 @dataclass(frozen=True)
 class Counted(Recall):
-    """Another answer to recall, and how many tokens it could have shown the last token of a step, itself among them."""
+    """Another answer to recall, and how many tokens it could have shown the last token of a step, itself among them.
+
+    counts: gets one tensor a layer, [R, G], for rows and heads or those that stand for all of them.
+    """
 
     answer: Recall
-    counts: list[int]
+    counts: list[Tensor]
 
     def among(self, view: View) -> Tensor | None:
         return self.answer.among(view)
@@ -103,7 +106,7 @@ class Counted(Recall):
     ) -> Tensor:
         there = (view.index != EMPTY)[:, :, None]
         there = there if bias is None else there & (bias > -torch.inf)
-        self.counts.append(int(there[:, :, -1].sum(-1).max()))
+        self.counts.append(there[:, :, -1].sum(-1))
         return self.answer.attend(view, query, keys, values, bias, scale)
 
 
@@ -111,10 +114,10 @@ def attended(state: MemoryState, inputs: Inputs) -> int:
     """How many tokens the last token of a step can attend, in the layer where they are most."""
     if state.memory.on_ring:
         return 1 + (state.memory.capacity or 0)
-    twin, counts = state.fork(), list[int]()
+    twin, counts = state.fork(), list[Tensor]()
     twin.memory = replace(twin.memory, recall=Counted(twin.memory.recall, counts))
     read(twin, inputs)
-    return max(counts)
+    return max(int(count.max()) for count in counts)
 
 
 def parts(step: Callable[[], object], count: int) -> dict[str, float]:

@@ -20,6 +20,9 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
     if name == "recipes":
         yield from (recipes_table(f"{result['title']}: {case}", rows) for case, rows in result["cases"].items())
         return
+    if name == "video":
+        yield from (video_table(result, memory) for memory in result["memories"])
+        return
     shown = Table(title=result["title"], title_justify="left")
     if name == "decode":
         for column in ("", "ms", "ours in units of it", "wanted"):
@@ -59,6 +62,24 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
     yield shown
 
 
+def video_table(result: dict[str, Any], memory: str) -> Table:
+    """One memory under a video model: what its parts take, beside their floors."""
+    row = result["memories"][memory]
+    shown = Table(title=f"{result['title']}: {memory}", title_justify="left", caption_justify="left")
+    for column in ("", "ms", "floor", "÷ floor", "frames/s"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for what, took in row["milliseconds"].items():
+        floor, rate = row["floor, milliseconds"][what], row["frames a second"].get(what)
+        shown.add_row(what, f"{took:.2f}", f"{floor:.2f}", f"{took / floor:.2f}", "" if rate is None else f"{rate:.1f}")
+    shown.caption = (
+        f"{result['device']}, {result['dtype']}; {result['parameters'] / 1e6:,.1f} M parameters; a token attends "
+        f"{row['keys a token attends']:,.0f}; memory {row['bytes of the memory'] / 1e6:,.0f} MB. Floor: at "
+        f"{result['teraflops']:.3g} TFLOP/s and {result['gigabytes a second']:.0f} GB/s, as measured here, "
+        f"{row['frames a second at the floor']:.1f} frames/s"
+    )
+    return shown
+
+
 def recipes_table(title: str, rows: dict[str, Any]) -> Table:
     """Every recipe in one case, a row each."""
     shown = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE, padding=0, pad_edge=False)
@@ -87,7 +108,9 @@ def figure(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in ("decode", "bookkeeping", "feed", "growth", "store", "recipes") if name in results]
+    names = [
+        name for name in ("decode", "bookkeeping", "feed", "growth", "store", "recipes", "video") if name in results
+    ]
     height = 5.6 if "recipes" in results else 3.8
     shown, axes = pyplot.subplots(
         1, len(names), figsize=(5.2 * len(names), height), layout="constrained", squeeze=False
@@ -119,6 +142,14 @@ def figure(results: dict[str, Any], path: Path) -> None:
                 left = [a + b for a, b in zip(left, widths, strict=True)]
             axis.axvline(1, color="k", linewidth=0.8)
             axis.set_xlabel(f"times {FLOOR}")
+            axis.legend(fontsize=8, frameon=False)
+        elif name == "video":
+            axis.set_title(f"{result['title']}\n{result['device']}", fontsize=8)
+            for memory, row in result["memories"].items():
+                times = {what: took / row["floor, milliseconds"][what] for what, took in row["milliseconds"].items()}
+                axis.plot(list(times.values()), list(times), marker="o", label=memory)
+            axis.axvline(1, color="k", linewidth=0.8)
+            axis.set_xlabel("times the floor")
             axis.legend(fontsize=8, frameon=False)
         elif name == "store":
             rates = result["gigabytes a second"]

@@ -50,7 +50,8 @@ class WanCodec:
         self.side = int(config.scale_factor_spatial)
         self.channels = int(config.z_dim)
         self.mean, self.std = (
-            torch.tensor(one)[:, None, None, None] for one in (config.latents_mean, config.latents_std)
+            torch.tensor(one, dtype=vae.dtype, device=vae.device)[:, None, None, None]
+            for one in (config.latents_mean, config.latents_std)
         )
 
     @property
@@ -89,7 +90,7 @@ class WanCodec:
                 pixels = patchify(pixels, self.vae.config.patch_size)
             made, features = self._through(self.vae.encoder, pixels, features, "encoder")
             z = self.vae.quant_conv(made)[:, : self.channels]
-            latents.append(((z - self.mean.to(z)) / self.std.to(z)).transpose(1, 2))
+            latents.append(((z - self.mean) / self.std).transpose(1, 2))
             begun += 1
         height, width = frames.shape[-2] // side, frames.shape[-1] // side
         out = torch.cat(latents, 1) if latents else x.new_zeros(len(x), 0, self.channels, height, width)
@@ -107,7 +108,7 @@ class WanCodec:
             raise ValueError(f"latents are {tuple(latents.shape)}; expected [B, F ≥ 1, {self.channels}, h, w]")
         state = state or WanState()
         z = latents.to(self.device, self.dtype).transpose(1, 2)
-        z = z * self.std.to(z) + self.mean.to(z)
+        z = z * self.std + self.mean
         features, begun, frames = dict(state.features), state.begun, []
         if begun:
             _same(features[0][:, :, :1].transpose(1, 2)[:, :0], latents[:, :0], "latents")
