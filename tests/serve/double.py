@@ -37,7 +37,7 @@ class DoubleVideo:
 
     def __init__(self, prompt: str, memory: str, schedule: str, seed: int, seconds: float = 0.0) -> None:
         self.state = {"memory": memory, "schedule": schedule, "seed": seed, "latent": 0, "tracks": {}, "names": 0}
-        self.state["weights"] = {prompt: 1.0}
+        self.state["weights"] = {prompt: 1.0} if isinstance(prompt, str) else dict(prompt)
         self.image: np.ndarray | None = None
         self.seconds = seconds
 
@@ -49,25 +49,27 @@ class DoubleVideo:
     def nbytes(self) -> int:
         return 4096 * len(self.held())
 
-    def ask(self, prompt, how="recache", over=0.0, curve="linear"):
-        if "forbidden" in prompt:
-            raise ValueError("this prompt is one that the double refuses")
-        self.state["weights"] = {prompt: 1.0}
+    @property
+    def seconds(self) -> float:
+        return max(0, 4 * self.position - 3) / 16
 
-    def blend(self, prompts, how="recache", over=0.0, curve="linear"):
-        self.state["weights"] = dict(prompts)
+    def ask(self, prompt, how=None, over=0.0, way="linear"):
+        weights = {prompt: 1.0} if isinstance(prompt, str) else dict(prompt)
+        if any("forbidden" in text for text in weights):
+            raise ValueError("this prompt is one that the double refuses")
+        self.state["weights"] = weights
 
     def draw(self, points, id=None):
         if id is None:
+            id = self.state["names"]
             self.state["names"] += 1
-            id = f"path-{self.state['names']}"
-        self.state["tracks"][id] = [self.position, [list(point) for point in points]]
+        self.state["tracks"][str(id)] = [list(point) for point in points]
         return id
 
     def erase(self, id):
-        if id not in self.state["tracks"]:
-            raise ValueError(f"no path {id!r}")
-        del self.state["tracks"][id]
+        if str(id) not in self.state["tracks"]:
+            raise ValueError(f"there is no track {id}")
+        del self.state["tracks"][str(id)]
 
     def show(self, image):
         self.image = image
@@ -89,9 +91,8 @@ class DoubleVideo:
         for i in range(count):
             t = first + i + 7 * self.state["seed"]
             frames[i] = np.clip(base * np.roll(ramp, t)[None, :, None] * np.ones((64, 1, 1)), 0, 255)
-            for begun, points in self.state["tracks"].values():
-                seconds = (first + i - 4 * begun) / 16
-                s, x, y = np.array(points, float).T
+            for points in self.state["tracks"].values():
+                seconds, (s, x, y) = (first + i) / 16, np.array(points, float).T
                 at = int(np.interp(seconds, s, y)), int(np.interp(seconds, s, x))
                 frames[i, max(0, at[0] - 3) : at[0] + 3, max(0, at[1] - 3) : at[1] + 3] = 255
         if self.position == 0 and self.image is not None:

@@ -109,7 +109,7 @@ def test_an_identity_is_no_path(identity):
 
 def test_a_blend_is_read_in_order():
     read = event(
-        type="input.append", item={"type": "blend", "weights": {"b": 0.3, "a": 0.7}, "curve": "slerp"}, event_id="7"
+        type="input.append", item={"type": "blend", "weights": {"b": 0.3, "a": 0.7}, "way": "slerp"}, event_id="7"
     )
     assert list(read.item.weights.items()) == [("b", 0.3), ("a", 0.7)] and read.event_id == "7"
 

@@ -117,8 +117,8 @@ def test_a_drawn_path_is_followed_until_erased(server):
             said = await client.ask("input.append", "input.appended", item={"type": "track", "points": points})
             name = said["item"]["id"]
             await client.picture(lambda _, body: pixels(body)[50, 10].min() > 200)
-            wrong = await client.ask("input.append", "input.appended", item={"type": "erase", "id": "none"})
-            assert wrong["type"] == "error" and "none" in wrong["error"]["message"]
+            wrong = await client.ask("input.append", "input.appended", item={"type": "erase", "id": 77})
+            assert wrong["type"] == "error" and "77" in wrong["error"]["message"]
             await client.ask("input.append", "input.appended", item={"type": "erase", "id": name})
             await client.picture(lambda _, body: pixels(body)[50, 10].min() < 100)
 
@@ -603,7 +603,7 @@ def test_a_client_that_reads_nothing_costs_bounded_memory_and_is_let_go(tmp_path
                         await other.picture()
                     sizes.append(process.memory_info().rss)
                     other.frames.clear()
-                assert max(sizes[len(sizes) // 2 :]) - min(sizes[len(sizes) // 2 :]) < 48e6
+                assert max(sizes) - max(sizes[: len(sizes) // 5]) < 48e6
                 assert sum(session.left is not None for session in server.room.sessions.values()) == 1, (
                     "it was not let go"
                 )

@@ -33,7 +33,8 @@ class Live:
                 session = self._mine()
                 self.gone()
                 self.room.leave(session, event.forget)
-                self.viewer.offer({"type": "session.closed", "session": session.identity})
+                closed = {"type": "session.closed", "session": session.identity}
+                self.viewer.offer(closed if event.event_id is None else {**closed, "event_id": event.event_id})
             case _:
                 session = self._mine()
                 do, steers = self._work(session, event)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BEHIND = 1.0  # seconds for which a frame that was due is kept for clients that are late
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -56,7 +54,7 @@ class Playback:
         first = max(self._until, now)
         fresh = [Frame(self.made + i, first + i * gap, captured, self.chunks, f) for i, f in enumerate(frames)]
         with self._lock:
-            while len(self._frames) > 1 and self._frames[1].due < now - BEHIND:
+            while len(self._frames) > 1 and self._frames[1].due <= now:  # nobody is shown an older one any more
                 self._frames.popleft()
             self._frames.extend(fresh)
         self._until = first + count * gap

@@ -19,7 +19,7 @@ from .limits import Limits
 LIMITS = Limits()  # what the shapes below are bounded by, on every server
 
 How = Literal["keep", "clear", "recache", "anchored"]
-Curve = Literal["linear", "slerp"]
+Way = Literal["linear", "slerp"]
 Prompt = Annotated[str, Field(min_length=1, max_length=LIMITS.prompt)]
 Spec = Annotated[str, Field(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]  # as many as a browser's numbers tell apart
@@ -27,6 +27,7 @@ Pace = Annotated[float, Field(gt=0.05, le=8)]
 Seconds = Annotated[float, Field(ge=0, le=60)]
 Identity = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{22}$")]
 Coordinate = Annotated[float, Field(ge=-10_000, le=10_000)]
+TrackId = Annotated[int, Field(ge=0, lt=2**31)]
 Point = tuple[Annotated[float, Field(ge=0, le=600)], Coordinate, Coordinate]
 
 
@@ -51,9 +52,9 @@ class PromptItem(_Shape):
 
     type: Literal["prompt"]
     text: Prompt
-    how: How = "recache"
+    how: How | None = None  # None: the best that the memory can do
     over: Seconds = 0.0
-    curve: Curve = "linear"
+    way: Way = "linear"
 
 
 class BlendItem(_Shape):
@@ -61,9 +62,9 @@ class BlendItem(_Shape):
 
     type: Literal["blend"]
     weights: Annotated[dict[Prompt, Annotated[float, Field(ge=0, le=1000)]], Field(min_length=1, max_length=8)]
-    how: How = "recache"
+    how: How | None = None  # None: the best that the memory can do
     over: Seconds = 0.0
-    curve: Curve = "linear"
+    way: Way = "linear"
 
     @field_validator("weights")
     @classmethod
@@ -78,7 +79,7 @@ class TrackItem(_Shape):
 
     type: Literal["track"]
     points: Annotated[list[Point], Field(min_length=1, max_length=LIMITS.points)]
-    id: Annotated[str, Field(pattern=r"^[\w-]{1,32}$")] | None = None
+    id: TrackId | None = None
 
     @field_validator("points")
     @classmethod
@@ -92,7 +93,7 @@ class EraseItem(_Shape):
     """The path of that id is followed no longer."""
 
     type: Literal["erase"]
-    id: Annotated[str, Field(pattern=r"^[\w-]{1,32}$")]
+    id: TrackId
 
 
 class ImageItem(_Shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from .source import Source
 from .store import Store
 from .take import Take
 
+log = logging.getLogger("evenflow.serve")
 QUIET = 0.2  # seconds between two `stats`
 
 
@@ -104,7 +106,7 @@ class Session:
         with self._lock:
             self._requests.clear()
             self._requests.append(Request(end, None, None, time.monotonic(), False))
-        self.playing, self.ended = False, True
+        self.ended = True
         self.wake()
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ class Session:
         """See `Job`."""
         self._answer()
         now = time.monotonic()
-        if self.playing and self.watchers and self.playback.wait(now) <= 0:
+        if self.playing and self.watchers and not self.ended and self.playback.wait(now) <= 0:
             self._make(now)
         if self._unsaved and time.monotonic() - self._saved >= self.limits.autosave:
             self.save()
@@ -146,10 +148,10 @@ class Session:
                 request = self._requests.popleft()
             try:
                 event = request.do()
-            except (ValueError, TypeError, NotImplementedError) as error:
-                refused = (
-                    error if isinstance(error, Refused) else Refused("refused", str(error), "ask for something else")
-                )
+            except Exception as error:  # whatever one request does, the session goes on
+                if not isinstance(error, (ValueError, TypeError)):
+                    log.error("a request failed", exc_info=error)
+                refused = error if isinstance(error, Refused) else Refused("refused", str(error), "ask for something else")
                 if request.watcher is not None:
                     request.watcher.offer(refused.event(request.event_id))
                 continue
@@ -198,7 +200,7 @@ class Session:
                 "memory": take.memory, "schedule": take.schedule, "seed": take.seed, "pace": self.playback.pace,
             },
             "history": take.timeline.model_dump(exclude_none=True),
-            "asked": take.asked.model_dump(),
+            "asked": take.asked.model_dump(exclude_none=True),
             "tracks": sorted(take.tracks),
             "position": take.position,
             "frame": self.playback.made,
@@ -295,7 +297,6 @@ class Session:
 
     def retire(self, keep: bool) -> None:
         """End; keep what there is, or forget it."""
-        self.playing = False
         if self._film is not None:
             self.record(False)
         if keep and self._unsaved:

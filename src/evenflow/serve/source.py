@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from .protocol import Way
 
 
 class Chunk(Protocol):
@@ -24,15 +28,16 @@ class Video(Protocol):
     @property
     def nbytes(self) -> int: ...
     def step(self) -> Chunk: ...
-    def ask(self, prompt: str, how: str = "recache", over: float = 0.0, curve: str = "linear") -> None: ...
-    def blend(
-        self, prompts: dict[str, float], how: str = "recache", over: float = 0.0, curve: str = "linear"
+    @property
+    def seconds(self) -> float: ...
+    def ask(
+        self, prompt: str | Mapping[str, float], how: str | None = None, over: float = 0.0, way: Way = "linear"
     ) -> None: ...
-    def draw(self, points: Any, id: str | None = None) -> Any: ...
-    def erase(self, id: str) -> None: ...
-    def show(self, image: np.ndarray) -> None: ...
+    def draw(self, points: Sequence[Sequence[float]], id: int | None = None) -> int: ...
+    def erase(self, id: int) -> None: ...
+    def show(self, image: Any) -> None: ...
     def held(self) -> list[tuple[int, str]]: ...
-    def save(self, path: Path) -> None: ...
+    def save(self, path: str | os.PathLike[str]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Source(Protocol):
     schedule: str
     suggestions: list[str]
 
-    def open(self, *, prompt: str, memory: str, schedule: str, seed: int) -> Video:
+    def open(self, *, prompt: str | Mapping[str, float], memory: str, schedule: str, seed: int) -> Video:
         """A fresh stream. Raises ValueError for a memory or schedule that cannot be had, with the reason."""
 
     def resume(self, path: Path) -> Video:

@@ -40,7 +40,7 @@ class Take:
         self.script = deque(script)
         self.memory, self.schedule, self.seed = timeline.memory, timeline.schedule, timeline.seed
         self.asked: PromptItem | BlendItem = PromptItem(type="prompt", text=timeline.prompt)
-        self.tracks: set[str] = set()
+        self.tracks: set[int] = set()
         self.base = 0  # latent frames that earlier streams of this take made
         self.drift = 0.0
         self._open: Callable[[], Video] = self._fresh
@@ -101,17 +101,18 @@ class Take:
             raise Refused("full", f"the timeline has {self.limits.history:,} entries", "restart the video")
         match item:
             case PromptItem():
-                self._stream().ask(item.text, how=item.how, over=item.over, curve=item.curve)
+                self._stream().ask(item.text, item.how, item.over, item.way)
                 self.asked = item
             case BlendItem():
-                self._stream().blend(item.weights, how=item.how, over=item.over, curve=item.curve)
+                self._stream().ask(item.weights, item.how, item.over, item.way)
                 self.asked = item
             case TrackItem():
                 if item.id not in self.tracks and len(self.tracks) >= self.limits.tracks:
                     raise Refused("full", f"{len(self.tracks)} paths are drawn already", "erase one of them first")
-                name = str(self._stream().draw(item.points, id=item.id))
-                self.tracks.add(name)
-                item = item.model_copy(update={"id": name})
+                video = self._stream()
+                points = [(video.seconds + after, x, y) for after, x, y in item.points]
+                item = item.model_copy(update={"id": video.draw(points, item.id)})
+                self.tracks.add(item.id or 0)
             case EraseItem():
                 self._stream().erase(item.id)
                 self.tracks.discard(item.id)
@@ -149,12 +150,8 @@ class Take:
 
     def _fresh(self) -> Video:
         """A stream that begins with what is asked for now."""
-        blend = self.asked.weights if isinstance(self.asked, BlendItem) else None
-        prompt = self.asked.text if isinstance(self.asked, PromptItem) else next(iter(self.asked.weights))
-        video = self.source.open(prompt=prompt, memory=self.memory, schedule=self.schedule, seed=self.seed)
-        if blend is not None:
-            video.blend(blend, how="clear")
-        return video
+        prompt = self.asked.text if isinstance(self.asked, PromptItem) else self.asked.weights
+        return self.source.open(prompt=prompt, memory=self.memory, schedule=self.schedule, seed=self.seed)
 
     # -- what it holds -------------------------------------------------------------------------------------------------
 

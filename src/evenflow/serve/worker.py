@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Protocol
+
+log = logging.getLogger("evenflow.serve")
 
 
 class Job(Protocol):
@@ -77,4 +80,5 @@ class Worker:
             try:
                 job.turn()
             except Exception as error:  # whatever one session does, the others go on
+                log.error("a turn failed", exc_info=error)
                 job.failed(error)
