@@ -25,7 +25,7 @@ def small() -> VideoModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words = Words(["a", "red", "blue", "ball", "cube"], dim=16, length=8)
-        network, codec = VideoTransformer(CONFIG), TinyCodec()
+        network, codec = VideoTransformer(CONFIG), TinyCodec(channels=16)
     with torch.no_grad():
         network.patch_embedding.weight[:, 16:] *= 5
     return VideoModel(CONFIG, network.eval(), codec.eval(), words.eval().encode)

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .generating import EXAMPLES as GENERATE_EXAMPLES
+from .generating import generate
+
 if TYPE_CHECKING:
     from ..models import Stream
     from .reading import Reading
@@ -30,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Examples:\n\nevenflow read book.txt\n\nevenflow read app.log --follow --surprise 20 --save app.evenflow\n\n"
-    "evenflow write --prompt 'The sea'\n\nevenflow recipes\n\nevenflow claims list",
+    "evenflow write --prompt 'The sea'\n\nevenflow generate --prompt 'a red ball rolls' -o ball.mp4 --seconds 20\n\nevenflow recipes\n\nevenflow claims list",
 )
 claims = typer.Typer(help="Measure what the papers promised.", no_args_is_help=True)
 app.add_typer(claims, name="claims")
@@ -267,6 +270,9 @@ def recipes(
     for info in infos:
         table.add_row(info.name, info.summary, "arXiv " + info.paper.rpartition("arXiv ")[2].partition(",")[0])
     _stdout().print(table)
+
+
+app.command(epilog=GENERATE_EXAMPLES)(generate)
 
 
 @claims.command("list")

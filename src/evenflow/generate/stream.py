@@ -221,6 +221,19 @@ class VideoStream(Asking):
         self._prune()
         return Chunk(frames, first, wish.said(seconds), calls, time.perf_counter() - began)
 
+    @property
+    def wants(self) -> int:
+        """Pixel frames that have to be watched before the next chunk can be made; 0 where nothing is restyled."""
+        if self.strength is None:
+            return 0
+        turn, last = self._turn, -1
+        while True:
+            calls = self._calls(turn)
+            last = max([last, *(frame for call in calls for frame in call.fresh)])
+            if any(call.emit for call in calls):
+                return max(0, self._pixels(last + 1 - self._origin) - self._watched)
+            turn += 1
+
     def _calls(self, turn: int) -> list[Call]:
         return [call.shifted(self._origin) for call in self._plan.turn(turn)]
 
