@@ -107,8 +107,8 @@ class Shards:
             if path.name not in self.held:
                 with safe_open(path, "pt") as file:
                     texts = json.loads(file.metadata()["texts"])
-                    parts = (file.get_tensor(name) for name in ("latents", "prompts", "tracks"))
-                    self.held[path.name] = Clips(*parts, texts)
+                    latents, prompts, tracks = (file.get_tensor(name) for name in ("latents", "prompts", "tracks"))
+                self.held[path.name] = Clips(latents, prompts, tracks, texts)
 
     def __len__(self) -> int:
         return sum(len(clips.latents) for clips in self.held.values())

@@ -69,7 +69,8 @@ def fresh(
         return Sequence(cache, [row + row[-1:] * (chunks - len(row)) for row in prompts], tracks)
     prompts = []
     for _ in range(batch):
-        scene, row = draw_scene(random, VARIETY), []
+        scene = draw_scene(random, VARIETY)
+        row: list[str] = []
         while len(row) < chunks:
             row += [describe(scene, seed=int(random.integers(1 << 30)))] * int(random.integers(3, 9))
             scene = next_scene(random, scene, VARIETY)

@@ -121,9 +121,10 @@ def started(transformer: VideoTransformer) -> None:
     nn.init.normal_(projection.weight, std=0.02)
     nn.init.zeros_(projection.bias)
     with torch.no_grad():
-        for block in transformer.blocks:
-            block.modulation.zero_()
-            block.modulation[:, (2, 5)] = 0.3
+        for name, parameter in transformer.named_parameters():
+            if name.startswith("blocks.") and name.endswith("modulation"):
+                parameter.zero_()
+                parameter[:, (2, 5)] = 0.3  # gates
 
 
 def export(run: Run, config: VideoConfig, words: Words, transformer: VideoTransformer, folder: Path) -> None:

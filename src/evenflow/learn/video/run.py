@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 def optimizers(module: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for everything else; both take `rate` as AdamW would."""
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim == 2 and ("blocks." in name or "body." in name)
         (inner if matrix else outer).append(parameter)
@@ -128,7 +129,7 @@ class Run:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
         smooth: dict[str, float] = {}
         with Progress(*columns) as progress, (self.folder / "curve.jsonl").open("a") as curve:
-            bar = progress.add_task(what, total=1.0, completed=self.done)
+            bar = progress.add_task(what, total=1.0)
             while self.done < 1:
                 start = time.perf_counter()
                 figures: dict[str, float] = {}

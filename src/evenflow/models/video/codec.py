@@ -65,8 +65,9 @@ class TinyCodec(nn.Module):
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
         self.body = nn.Sequential(*(Residual(width) for _ in range(depth)))
         self.leave = nn.Conv2d(width, PATCH, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        with torch.no_grad():
+            for parameter in self.leave.parameters():
+                parameter.zero_()
 
     def project(self, x: Tensor) -> Tensor:
         """Blocks [B, F, 192, h, w] → latents [B, F, channels, h, w]."""
