@@ -231,8 +231,8 @@ class Rotary:
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x` [..., head_dim] turned by the angles whose cosine and sine, broadcast to it, are given; same dtype as `x`."""
         if x.numel() >= MANY and x.dtype == cos.dtype and x.stride(-1) == 1:
-            if self.pairs_adjacent and x.is_contiguous():
-                # Adjacent channels are complex numbers, and one product turns them in one pass.
+            if self.pairs_adjacent and all(step % 2 == 0 for step in (*x.stride()[:-1], x.storage_offset())):
+                # Adjacent channels are complex numbers, and one product turns them in one pass, however tokens and heads lie.
                 phase = torch.complex(cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())
                 return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * phase).flatten(-2)
             if self.roll:
