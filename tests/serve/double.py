@@ -18,6 +18,8 @@ from evenflow.serve import Choice
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 200, 70), "blue": (50, 80, 235), "yellow": (240, 220, 50)}
 
+NO_FRAMES = "it has no frames, and a video comes in frames"
+
 
 def colour(prompt: str) -> np.ndarray:
     """The colour that a prompt names, or one made of its letters; float [3]."""
@@ -39,7 +41,7 @@ class DoubleVideo:
         self.state = {"memory": memory, "schedule": schedule, "seed": seed, "latent": 0, "tracks": {}, "names": 0}
         self.state["weights"] = {prompt: 1.0} if isinstance(prompt, str) else dict(prompt)
         self.image: np.ndarray | None = None
-        self.seconds = seconds
+        self.slow = seconds
 
     @property
     def position(self) -> int:
@@ -82,7 +84,7 @@ class DoubleVideo:
     def step(self):
         if any("broken" in prompt for prompt in self.state["weights"]):
             raise RuntimeError("the double was asked to break")
-        time.sleep(self.seconds)
+        time.sleep(self.slow)
         total = sum(self.state["weights"].values())
         base = sum(weight / total * colour(prompt) for prompt, weight in self.state["weights"].items())
         first, count = (0, 9) if self.position == 0 else (4 * self.position - 3, 12)
@@ -119,8 +121,8 @@ class Double:
             found = next((choice for choice in known if choice.name == name.partition("(")[0]), None)
             if found is None:
                 raise ValueError(f"no {name!r}; there are {', '.join(choice.name for choice in known)}")
-            if found.refused:
-                raise ValueError(f"{name}: {found.refused}")
+            if schedule.partition("(")[0] in found.refused:
+                raise ValueError(f"{name}: {found.refused[schedule.partition('(')[0]]}")
         self.opened += 1
         return DoubleVideo(prompt, memory, schedule, seed, self.seconds)
 
@@ -129,11 +131,14 @@ class Double:
         video.state = json.loads(Path(path).read_text())
         return video
 
+    def unknown(self, prompt):
+        return [word for word in prompt.split() if word == "qwertz"]
+
     def choices(self):
         memories = [
             Choice("longlive", "Sinks and a short window.", {"window": 9, "sink": 3}, "LongLive, arXiv 2509.22622"),
             Choice("self-forcing", "A rolling window.", {"window": 21}, "Self Forcing, arXiv 2506.08009"),
-            Choice("streaming-llm", "Sinks for text.", {}, None, "it has no frames, and a video comes in frames"),
+            Choice("streaming-llm", "Sinks for text.", {}, None, dict.fromkeys(("chunks", "rolling"), NO_FRAMES)),
         ]
         schedules = [
             Choice("chunks", "A chunk at a time.", {}),

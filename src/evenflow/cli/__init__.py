@@ -17,6 +17,8 @@ import typer
 
 from .generating import EXAMPLES as GENERATE_EXAMPLES
 from .generating import generate
+from .living import EXAMPLES as LIVE_EXAMPLES
+from .living import live
 
 if TYPE_CHECKING:
     from ..models import Stream
@@ -33,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Examples:\n\nevenflow read book.txt\n\nevenflow read app.log --follow --surprise 20 --save app.evenflow\n\n"
-    "evenflow write --prompt 'The sea'\n\nevenflow generate --prompt 'a red ball rolls' -o ball.mp4 --seconds 20\n\nevenflow recipes\n\nevenflow claims list",
+    "evenflow write --prompt 'The sea'\n\nevenflow generate --prompt 'a red ball rolls' -o ball.mp4 --seconds 20\n\nevenflow live\n\nevenflow recipes\n\nevenflow claims list",
 )
 claims = typer.Typer(help="Measure what the papers promised.", no_args_is_help=True)
 app.add_typer(claims, name="claims")
@@ -273,6 +275,7 @@ def recipes(
 
 
 app.command(epilog=GENERATE_EXAMPLES)(generate)
+app.command(epilog=LIVE_EXAMPLES)(live)
 
 
 @claims.command("list")

@@ -7,6 +7,7 @@ from .room import Room
 from .run import address_of, listen, run
 from .source import Choice, Source, Video
 from .store import Store, default_folder
+from .videos import Videos
 
 __all__ = [
     "Choice",
@@ -18,6 +19,7 @@ __all__ = [
     "Store",
     "Texts",
     "Video",
+    "Videos",
     "address_of",
     "create_app",
     "default_folder",

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import os
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..media import VideoWriter
 from .protocol import Refused
 
 QUALITIES = (90, 75, 55, 35)  # steps down for a client that does not keep up
@@ -65,44 +63,34 @@ def decode(data: str, size: tuple[int, int], longest: int) -> np.ndarray:
 
 
 class Film:
-    """An MP4 file that grows frame by frame. It takes its name when it is closed, so nobody sees half of one.
+    """A recording that grows chunk by chunk; the file takes its name when it is closed.
 
     path: its name. fps: frames a second. size: rows and columns of a frame; small frames are enlarged a whole number
     of times, pixel by pixel.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        import av
-
-        self.path, self.frames, self.fps = path, 0, fps
-        self._part = path.with_suffix(".part.mp4")
+        self._writer = VideoWriter(path, fps)
         self._scale = max(1, -(-SHOWN // min(size)))
-        self._container: Any = av.open(str(self._part), "w", options={"movflags": "faststart"})
-        stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width = size[0] * self._scale, size[1] * self._scale
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "18"}
-        self._stream: Any = stream
+
+    @property
+    def frames(self) -> int:
+        """How many it has."""
+        return self._writer.written
 
     @property
     def seconds(self) -> float:
         """How long it plays."""
-        return self.frames / self.fps
+        return float(self.frames / self._writer.fps)
 
     def add(self, frames: np.ndarray) -> None:
         """Frames uint8 [n, H, W, 3]."""
-        import av
-
-        for frame in frames.repeat(self._scale, 1).repeat(self._scale, 2):
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-            self.frames += 1
+        self._writer.write(frames.repeat(self._scale, 1).repeat(self._scale, 2))
 
     def close(self) -> int:
-        """End it; bytes of the file."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        os.replace(self._part, self.path)
-        return self.path.stat().st_size
+        """End it; bytes of the file, 0 when there was no frame."""
+        self._writer.close()
+        return self._writer.path.stat().st_size if self.frames else 0
 
 
 class Drift:

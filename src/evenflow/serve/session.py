@@ -151,7 +151,9 @@ class Session:
             except Exception as error:  # whatever one request does, the session goes on
                 if not isinstance(error, (ValueError, TypeError)):
                     log.error("a request failed", exc_info=error)
-                refused = error if isinstance(error, Refused) else Refused("refused", str(error), "ask for something else")
+                refused = (
+                    error if isinstance(error, Refused) else Refused("refused", str(error), "ask for something else")
+                )
                 if request.watcher is not None:
                     request.watcher.offer(refused.event(request.event_id))
                 continue
@@ -201,6 +203,7 @@ class Session:
             },
             "history": take.timeline.model_dump(exclude_none=True),
             "asked": take.asked.model_dump(exclude_none=True),
+            "unknown": take.unknown(take.asked),
             "tracks": sorted(take.tracks),
             "position": take.position,
             "frame": self.playback.made,
@@ -269,6 +272,8 @@ class Session:
         film, self._film = self._film, None
         assert film is not None
         size = film.close()
+        if not size:
+            raise Refused("refused", "nothing was shown while it recorded", "record a video that runs")
         address = f"/v1/sessions/{self.identity}/recording.mp4"
         return {
             "type": "record.done",
@@ -298,7 +303,7 @@ class Session:
     def retire(self, keep: bool) -> None:
         """End; keep what there is, or forget it."""
         if self._film is not None:
-            self.record(False)
+            self._film.close()
         if keep and self._unsaved:
             self.save()
         if not keep:

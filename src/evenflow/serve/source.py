@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,13 +42,16 @@ class Video(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """A memory or a schedule that may be asked for. refused: why this model cannot have it; None when it can."""
+    """A memory or a schedule that may be asked for.
+
+    refused: schedules with which this model cannot use this memory, and why; no schedule is refused by itself.
+    """
 
     name: str
     summary: str
     defaults: dict[str, Any]
     paper: str | None = None
-    refused: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -73,6 +76,9 @@ class Source(Protocol):
 
     def resume(self, path: Path) -> Video:
         """The stream that was saved there."""
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Words of a prompt that the model does not know and skips."""
 
     def choices(self) -> dict[str, list[Choice]]:
         """ "memories" and "schedules"."""

@@ -114,7 +114,11 @@ class Take:
                 item = item.model_copy(update={"id": video.draw(points, item.id)})
                 self.tracks.add(item.id or 0)
             case EraseItem():
-                self._stream().erase(item.id)
+                try:
+                    self._stream().erase(item.id)
+                except ValueError:
+                    if item.id not in self.tracks:  # one that is over is forgotten by the stream itself
+                        raise
                 self.tracks.discard(item.id)
             case ImageItem():
                 picture = decode(item.data, self.source.size, self.limits.picture)
@@ -126,7 +130,12 @@ class Take:
             case SettingsItem():
                 self._change(item)
         self.timeline.entries.append(Entry(at=self.position, item=item))
-        return {"at": self.position, "item": item.model_dump(exclude_none=True)}
+        return {"at": self.position, "item": item.model_dump(exclude_none=True), "unknown": self.unknown(item)}
+
+    def unknown(self, item: ClientItem | SettingsItem) -> list[str]:
+        """Words of an item that the model does not know, each once."""
+        texts = [item.text] if isinstance(item, PromptItem) else item.weights if isinstance(item, BlendItem) else []
+        return list(dict.fromkeys(word for text in texts for word in self.source.unknown(text)))
 
     def _change(self, item: SettingsItem) -> None:
         """Another stream takes over; when it cannot be had, the present one stays."""

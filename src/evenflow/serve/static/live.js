@@ -91,8 +91,8 @@ export class Live {
     const { settings } = event;
     this.playing = event.playing;
     this.recording = event.recording;
-    this.setMemory(settings.memory);
     this.setSchedule(settings.schedule);
+    this.setMemory(settings.memory);
     $("seed").value = settings.seed;
     $("pace").value = Math.log2(settings.pace);
     this.paced();
@@ -112,8 +112,9 @@ export class Live {
     this.render();
   }
 
-  appended({ at, item }) {
+  appended({ at, item, unknown }) {
     this.timeline.add(at, item);
+    if (unknown.length) toast(`Words that this model does not know and skips: ${unknown.join(", ")}.`, "The suggestions use words that it knows.");
     if (item.type === "prompt" || item.type === "blend") this.caption(item);
     if (item.type === "track") this.stage.keep(item.id, item.points);
     if (item.type === "erase") this.stage.drop(item.id);
@@ -225,11 +226,17 @@ export class Live {
     $("prompt").value = video.prompt;
     $("suggestions").replaceChildren(...video.suggestions.map((text) =>
       make("button", { type: "button", text, onclick: () => { $("prompt").value = text; this.ask(); } })));
-    this.setMemory = choices($("memory-choice"), $("memory"), $("memory-hint"), video.memories, video.memory);
+    const reason = (choice) => choice.refused[$("schedule").value.split("(")[0].trim()] ?? null;
     this.setSchedule = choices($("schedule-choice"), $("schedule"), $("schedule-hint"), video.schedules, video.schedule);
-    const refused = [...video.memories, ...video.schedules].filter((choice) => choice.refused);
-    $("refused").hidden = !refused.length;
-    $("refused").querySelector("ul").replaceChildren(...refused.map((choice) => make("li", {}, make("b", { text: choice.name }), ` – ${choice.refused}`)));
+    this.setMemory = choices($("memory-choice"), $("memory"), $("memory-hint"), video.memories, video.memory, reason);
+    $("schedule").addEventListener("input", () => {
+      const memory = video.memories.find((one) => one.name === $("memory").value.split("(")[0].trim());
+      this.setMemory(memory && reason(memory) ? "default" : $("memory").value);
+      const refused = video.memories.filter(reason);
+      $("refused").hidden = !refused.length;
+      $("refused").querySelector("ul").replaceChildren(...refused.map((choice) => make("li", {}, make("b", { text: choice.name }), ` – ${reason(choice)}`)));
+    });
+    $("schedule").dispatchEvent(new Event("input"));
     $("f-fps-note").textContent = `of ${video.fps} wanted`;
     $("ask").onsubmit = (event) => { event.preventDefault(); this.ask(); };
     $("prompt").onkeydown = $("prompt-2").onkeydown = (event) => {

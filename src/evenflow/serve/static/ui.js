@@ -85,28 +85,29 @@ export async function copy(text) {
   }
 }
 
-/** Offer recipes in a select, the refused ones greyed with the reason; the spec goes to `input`. */
-export function choices(select, input, hint, list, chosen) {
-  select.replaceChildren(...list.map((choice) => make("option", {
-    value: choice.name, text: choice.refused ? `${choice.name} – not here` : choice.name, disabled: Boolean(choice.refused),
-    title: choice.refused ?? choice.summary,
-  })));
+/** Offer recipes in a select, those that `reason` refuses greyed; the spec goes to `input`. Returns how to set a spec. */
+export function choices(select, input, hint, list, chosen, reason = () => null) {
+  const named = (spec) => list.find((one) => one.name === spec.split("(")[0].trim());
   const tell = () => {
-    const choice = list.find((one) => one.name === select.value);
-    hint.textContent = choice ? [choice.summary, choice.paper].filter(Boolean).join(" — ") : "";
+    const choice = named(input.value), refused = choice && reason(choice);
+    hint.textContent = refused ? `Not here: ${refused}.` : choice ? [choice.summary, choice.paper].filter(Boolean).join(" — ") : "No such name.";
+    hint.classList.toggle("bad", Boolean(refused) || !choice);
   };
-  const match = (spec) => {
-    input.value = spec;
-    select.value = spec.split("(")[0].trim();
+  const fill = () => {
+    select.replaceChildren(...list.map((choice) => make("option", {
+      value: choice.name, text: reason(choice) ? `${choice.name} – not here` : choice.name, disabled: Boolean(reason(choice)),
+    })));
+    select.value = named(input.value)?.name ?? "";
     tell();
   };
   select.onchange = () => {
-    const choice = list.find((one) => one.name === select.value);
+    const choice = named(select.value);
     const given = Object.entries(choice.defaults).filter(([, value]) => typeof value === "number");
     input.value = given.length ? `${choice.name}(${given.map(([name, value]) => `${name}=${value}`).join(", ")})` : choice.name;
-    tell();
+    input.dispatchEvent(new Event("input"));
   };
-  input.oninput = () => { select.value = input.value.split("(")[0].trim(); tell(); };
-  match(chosen);
-  return match;
+  input.addEventListener("input", fill);
+  const set = (spec) => { input.value = spec; fill(); };
+  set(chosen);
+  return set;
 }
