@@ -235,7 +235,15 @@ def _collided(actors: list[Actor], width: float, height: float, frame: int, time
 
 
 def cast(
-    thing: Thing, number: int, others: list[Actor], width: float, height: float, frame: int, seed: int, fresh: bool
+    thing: Thing,
+    number: int,
+    others: list[Actor],
+    width: float,
+    height: float,
+    frame: int,
+    seed: int,
+    fresh: bool,
+    fps: float,
 ) -> Actor:
     """A new actor. fresh: it is there from the first frame on, else it grows (or comes in, if its motion is to enter)."""
     random = np.random.default_rng((seed, 1, number))
@@ -262,5 +270,5 @@ def cast(
         diagonal = math.pi / 4 * (1 + 2 * int(heading / (math.pi / 2)))
         actor.heading = diagonal + 0.6 * (random.random() - 0.5)
     if fresh or thing.motion == "enter":
-        actor.vx, actor.vy = wish(actor, others, width, height, frame / 16, frame, 16.0)
+        actor.vx, actor.vy = wish(actor, others, width, height, frame / fps, frame, fps)
     return actor

@@ -115,7 +115,9 @@ class Stage:
         )
 
     def _cast(self, thing: Thing, fresh: bool) -> Actor:
-        actor = cast(thing, self.cast_so_far, self.actors, self.width, self.height, self.frame, self.seed, fresh)
+        actor = cast(
+            thing, self.cast_so_far, self.actors, self.width, self.height, self.frame, self.seed, fresh, self.fps
+        )
         self.cast_so_far += 1
         self.actors.append(actor)
         return actor
