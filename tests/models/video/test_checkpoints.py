@@ -124,6 +124,17 @@ def test_a_half_precision_file_keeps_its_type_and_any_is_given_on_request(tmp_pa
     assert kinds == {torch.bfloat16}
 
 
+def test_eight_bits_are_for_storage_only(tmp_path):
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in WEIGHTS.items()}
+    save_file(small, tmp_path / "w.safetensors")
+    model = load_transformer(tmp_path / "w.safetensors", SMALL)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert torch.equal(model.state_dict()["head.head.weight"], small["head.head.weight"].bfloat16())
+    save_file(WEIGHTS | {"head.head.weight": torch.ones(20, 48, dtype=torch.int8)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"whole numbers where weights belong.*head\.head\.weight"):
+        load_transformer(tmp_path / "w.safetensors", SMALL)
+
+
 def test_names_go_both_ways():
     there = to_diffusers(WEIGHTS)
     assert there.keys() == theirs(SMALL).state_dict().keys()

@@ -11,30 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evenflow.models.video import VideoConfig, load_video, random_model
+from evenflow.models.video import load_video, random_model
 from evenflow.models.video.loading import HUB, located, parts_of
 from evenflow.models.video.names import to_diffusers
 
-from .nets import network, noise, theirs
-from .test_umt5 import ENCODER, TOKENIZER
+from .conftest import LOADED as SMALL
+from .conftest import NETWORK
+from .nets import network, noise
 from .test_wan_vae import CODEC
-
-SMALL = VideoConfig("small", dim=48, ffn_dim=80, heads=4, layers=2, text_dim=12, freq_dim=32)
-NETWORK = network(SMALL)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model as `diffusers` saves a pipeline."""
-    place = tmp_path_factory.mktemp("model")
-    other = theirs(SMALL)
-    other.load_state_dict(to_diffusers(NETWORK.state_dict()))
-    other.save_pretrained(place / "transformer")
-    CODEC.vae.save_pretrained(place / "vae")
-    ENCODER.save_pretrained(place / "text_encoder")
-    TOKENIZER.save_pretrained(place / "tokenizer")
-    (place / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    return place
 
 
 def runs(model, like=NETWORK) -> None:

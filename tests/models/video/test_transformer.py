@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import evenflow as ef
 from evenflow.memory.rope import Rotary
@@ -175,6 +176,40 @@ def test_half_precision_is_near():
     exact = model(x, t, model.read(text), dense(model, 3, 4, 4))
     near = half(x.bfloat16(), t, half.read(text.bfloat16()), dense(half, 3, 4, 4, dtype=torch.bfloat16))
     assert near.dtype == torch.bfloat16 and (near.float() - exact).abs().max() < 0.06 * exact.abs().max()
+
+
+class Asked(TorchDispatchMode):
+    """Counts what makes a GPU wait for its host, or the other way: numbers read from tensors."""
+
+    count = 0
+    waits = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten._unique2.default,
+    )
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op in self.waits
+        return op(*args, **(kwargs or {}))
+
+
+def test_no_layer_reads_numbers_from_tensors():
+    """What a step has to know it asks once, whatever the depth; a stream of many layers never waits between them."""
+    asked = []
+    for layers in (1, 6):
+        model = network(replace(SMALL, layers=layers))
+        text, state, x = (
+            model.read(noise(1, 7, 20)),
+            build(model, 4, "longlive", window=6, sink=3),
+            noise(1, 3, 5, 4, 4),
+        )
+        for _ in range(4):
+            call(model, state, x, torch.zeros(1, 3), text)
+        for commit in (False, True):
+            with Asked() as seen:
+                call(model, state, x, torch.zeros(1, 3), text, commit)
+            asked.append(seen.count)
+    assert asked[:2] == asked[2:] and 0 < max(asked) < 12
 
 
 def test_blocks_compile_once_and_give_the_same():

@@ -56,11 +56,20 @@ def fill(
     wrong = misfits({name: tuple(tensor.shape) for name, tensor in expected.items()}, weights)
     if wrong:
         raise ValueError(f"{source} does not hold the weights of this model:\n{wrong}")
+    packed = [
+        name
+        for name, tensor in weights.items()
+        if expected[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if packed:
+        raise ValueError(f"{source} holds whole numbers where weights belong (a quantised model?): {_listed(packed)}")
     if dtype is None:
         sizes: dict[torch.dtype, int] = {}
         for tensor in weights.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
         dtype = max((kind for kind in sizes if kind.is_floating_point), key=sizes.__getitem__, default=torch.float32)
+        if dtype.itemsize == 1:
+            dtype = torch.bfloat16  # what was stored in 8 bits is not calculated in them
     taken = {}
     for name, tensor in weights.items():
         kind = dtype if expected[name].is_floating_point() else expected[name].dtype

@@ -12,6 +12,7 @@ import torch
 from .checkpoints import load_transformer
 from .config import VideoConfig
 from .model import VideoModel
+from .tiny import FILES, load_tiny
 
 # Where a preset's weights are published, in the layout of diffusers.
 HUB = {
@@ -36,8 +37,8 @@ def load_video(
 ) -> VideoModel:  # fmt: skip
     """A video model, whole.
 
-    name_or_path: "tiny" (shipped); a folder in the layout of diffusers (transformer/, vae/, text_encoder/, tokenizer/)
-    or of Wan's release; a file with a transformer (Self-Forcing and its kin); a preset, "owner/repository" of the hub, or
+    name_or_path: "tiny" (shipped), or a folder with another of its kind; a folder in the layout of diffusers
+    (transformer/, vae/, text_encoder/, tokenizer/) or of Wan's release; a file with a transformer (Self-Forcing and its kin); a preset, "owner/repository" of the hub, or
     "owner/repository/file". base: where the parts come from that are not there, such as the autoencoder beside a file.
     dtype: of all weights; None keeps each part's own. config, part: see `checkpoints.load_transformer`. Raises
     FileNotFoundError or ValueError that says what is missing and what to do.
@@ -46,10 +47,11 @@ def load_video(
     if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; expected a floating point type such as 'float32' or 'bfloat16'")
     if name_or_path == "tiny":
-        from .tiny import load_tiny
-
         return load_tiny(kind, device)
-    found = parts_of(located(name_or_path))
+    place = located(name_or_path)
+    if place.is_dir() and all((place / name).is_file() for name in FILES):
+        return load_tiny(kind, device, place)
+    found = parts_of(place)
     if base is not None:
         found = dict(parts_of(located(base))) | found
     lacking = [said for name, said in PARTS.items() if name not in found]
