@@ -16,7 +16,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from .generate import Guidance, Schedule, VideoStream
+from .generate import Guidance, NoiseControl, Schedule, VideoStream
 from .generate import resume_stream as resume_video_stream
 from .memory import Memory
 from .models import Stream, open_stream, resume_stream, unfit
@@ -120,7 +120,7 @@ def video(
     seed: int = 0,
     guidance: Guidance | float | None = None,
     size: tuple[int, int] | None = None,
-    strength: float | None = None,
+    strength: float | NoiseControl | None = None,
     dtype: torch.dtype | None = None,
 ) -> VideoStream:
     """Open an endless video: `for chunk in ef.video("tiny", "a red ball rolls"): show(chunk.frames)`.
@@ -129,7 +129,7 @@ def video(
     memory: a spec such as "longlive(window=12, sink=3)" or a `Memory`; "default" is what the schedule was published
     with, None remembers nothing. schedule: "chunks", "rolling(levels=5)", "buffer(0, 8, 2, 1)", "batch", "knots" or
     a `Schedule`. guidance: for models that are not distilled. size: rows and columns of pixels. strength: a video that
-    is watched is restyled, the more the nearer to 1. dtype: of the weights of a model that is loaded here.
+    is watched is restyled, the more the nearer to 1; a `NoiseControl` does so less where it moves. dtype: of the weights of a model that is loaded here.
 
     Raises ValueError for a wrong spec (naming the nearest right one), and, with the reason, where memory, schedule and
     model do not go together.

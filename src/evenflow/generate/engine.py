@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from ..memory import MemoryState
 from ..memory.chunks import ArenaState
 from ..models.video import Text, places
 from ..models.video.dense import Dense
-from .flow import Flow, Sampler, noise
+from .flow import Sampler, noise
 from .guidance import Guidance
 from .schedule import Call
 
@@ -27,15 +27,15 @@ T = TypeVar("T")
 class Given:
     """What a turn is given from outside.
 
-    text, negative: what `network` reads, a `Text`. sources: clean latents that fresh frames start from, by frame. entry:
-    their noise level σ, where it is not the sampler's. condition: frames → the channels behind their latents,
+    text, negative: what `network` reads, a `Text`. sources: clean latents that fresh frames start from, by frame.
+    sampler: for this turn, in place of the engine's; only what level 0 means may differ. condition: frames → the channels behind their latents,
     [F, extra, H, W], None for zeros.
     """
 
     text: Any = None
     negative: Any = None
     sources: Mapping[int, Tensor] = field(default_factory=dict)
-    entry: float | None = None
+    sampler: Sampler | None = None
     condition: Callable[[Sequence[int]], Tensor | None] | None = None
 
 
@@ -106,24 +106,22 @@ class Engine:
             out = self._guided(call, x, given, attend)
             if call.clean:
                 return []
-            clean, moved = self._moved(call, x, out)
+            clean, moved = self._moved(call, x, out, given.sampler or self.sampler)
             self.flight |= dict(zip(call.frames, moved.flatten(0, 1), strict=True))
             at = [call.frames.index(frame) for frame in call.emit]
             return [finish(clean.flatten(0, 1)[at])] if at else []
 
     def _enter(self, call: Call, given: Given) -> None:
-        sampler = self.sampler
-        if given.entry is not None and isinstance(sampler, Flow):
-            sampler = replace(sampler, entry=given.entry)
+        sampler = given.sampler or self.sampler
         for frame in call.fresh:
             source = given.sources.get(frame)
             self.flight[frame] = sampler.enter(source, self.noise(frame, 0))
             if self.guidance is not None and self.guidance.mode == "self":
                 self.anchors[frame] = torch.zeros_like(self.flight[frame]) if source is None else source
 
-    def _moved(self, call: Call, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    def _moved(self, call: Call, x: Tensor, out: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """Clean latents and those at the next levels; a pinned frame stays, or becomes the mean of both its versions."""
-        sampler, fresh = self.sampler, None
+        fresh = None
         if sampler.draws and any(level < sampler.levels for level in call.after):
             pairs = zip(call.frames, call.after, strict=True)
             drawn = [
@@ -140,7 +138,8 @@ class Engine:
     # -- the network ---------------------------------------------------------------------------------------------
 
     def _guided(self, call: Call, x: Tensor, given: Given, attend: Any) -> Tensor:
-        times, by = self.sampler.t(call.before), self.guidance
+        sampler, by = given.sampler or self.sampler, self.guidance
+        times = sampler.t(call.before)
         if by is None or not by.active or call.clean:
             return self._network(call, x, times, given.text, given, attend)
         rows = len(x)
@@ -153,13 +152,13 @@ class Engine:
             first, size = x[:1], len(times) // rows
             text = texts(given.negative, 1, given.text, rows)
             both = self._network(call, torch.cat([first, x]), times[:size] + times, text, given, attend)
-            anchors = self.sampler.clean(first, both[:1], call.before[:size])[0]
+            anchors = sampler.clean(first, both[:1], call.before[:size])[0]
             self.anchors |= dict(zip(call.frames[:size], anchors, strict=True))
             out = both[1:]
         else:
             out = self._network(call, x, times, given.text, given, attend)
         anchor = torch.stack([self.anchors[frame] for frame in call.frames]).view_as(x)
-        return by.mix(out, self.sampler.toward(x, anchor, call.before).to(out.dtype))
+        return by.mix(out, sampler.toward(x, anchor, call.before).to(out.dtype))
 
     def _network(self, call: Call, x: Tensor, times: Sequence[float], text: Any, given: Given, attend: Any) -> Tensor:
         """x [R, F, C, H, W] with one time a frame → the network's output; rows that a memory has and x lacks are made."""

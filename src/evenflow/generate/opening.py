@@ -14,6 +14,7 @@ from .engine import Engine
 from .flow import Flow, Sampler
 from .guidance import Guidance
 from .moving import Batch, Buffer, Rolling
+from .pacing import NoiseControl
 from .schedule import Knots, Schedule
 
 TRAINED = 21  # latent frames that are kept for computing an unbounded memory anew
@@ -30,6 +31,7 @@ class Opened:
     seed: int
     size: tuple[int, int]
     strength: float | None
+    control: NoiseControl | None
 
     def engine(self, model: VideoModel) -> Engine:
         """An engine with an empty memory. Raises ValueError where the memory does not serve this model."""
@@ -91,7 +93,7 @@ def memory_for_video(memory: str | Memory | None, schedule: Schedule) -> Memory 
 
 def opened(
     model: VideoModel, memory: str | Memory | None, schedule: str | Schedule, seed: int,
-    guidance: Guidance | float | None, size: tuple[int, int] | None, strength: float | None,
+    guidance: Guidance | float | None, size: tuple[int, int] | None, strength: float | NoiseControl | None,
 ) -> Opened:  # fmt: skip
     """Check everything that can be wrong before anything is made. Raises TypeError or ValueError with what to do."""
     config = model.config
@@ -104,14 +106,15 @@ def opened(
     size = (int(size[0]), int(size[1])) if size is not None else config.size
     config.latent_size(size)
     sampler = sampler_of(schedule, tuple(config.steps), config.shift)
+    control = strength if isinstance(strength, NoiseControl) else None
+    strength = strength.most if isinstance(strength, NoiseControl) else strength
     if strength is not None:
         if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0 < strength <= 1:
             raise ValueError(f"strength is {strength!r}; it must lie in (0, 1]: 1 keeps nothing of what is watched")
         sampler = weaker(sampler, strength)
     by = Guidance("full", float(guidance)) if isinstance(guidance, (int, float)) else guidance
     chosen = memory_for_video(memory, schedule)
-    made = Opened(chosen, schedule, sampler, by, seed, size, strength)
-    return made
+    return Opened(chosen, schedule, sampler, by, seed, size, strength, control)
 
 
 def _defaults(spec: str, config: VideoConfig) -> dict[str, Any]:

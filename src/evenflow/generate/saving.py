@@ -18,6 +18,7 @@ from ..models.video.wan_vae import WanState
 from . import composing
 from .asking import Asked
 from .guidance import Guidance
+from .pacing import NoiseControl
 from .prompts import Wish
 from .schedule import Schedule
 from .tracks import Track
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SAMPLES = 64  # numbers looked at of a weight tensor
 STATES = {kind.__name__: kind for kind in (CodecState, WanState)}
-PLAIN = ("_turn", "_origin", "_since", "_position", "_next_id", "_watched", "_reference", "history")
+PLAIN = ("_turn", "_origin", "_since", "_position", "_next_id", "_watched", "_reference", "_level", "history")
 
 
 def fingerprint(model: VideoModel) -> str:
@@ -94,6 +95,8 @@ def write(stream: VideoStream, path: str | os.PathLike[str]) -> None:
     codec = {name: flat(getattr(stream, f"_{name}"), name, tensors) for name in ("decoder", "encoder")}
     for name, latents in (("flight", engine.flight), ("anchors", engine.anchors), ("sources", stream._sources)):
         tensors |= {f"{name}.{frame}": latent for frame, latent in latents.items()}
+    if stream._seen is not None:
+        tensors["seen"] = torch.from_numpy(stream._seen)
     tensors |= {f"clean.{n}": latent for n, latent in enumerate(stream._clean)}
     state = {} if engine.memory is None else engine.memory.state_dict()
     tensors |= {f"memory.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
@@ -102,7 +105,8 @@ def write(stream: VideoStream, path: str | os.PathLike[str]) -> None:
         "format": FORMAT, "kind": "video", "model": fingerprint(stream.model), "name": stream.model.config.name,
         "memory": None if stream.memory is None else stream.memory.spec, "seed": stream.seed,
         "schedule": {"kind": type(schedule).__name__.lower(), **dataclasses.asdict(schedule)},
-        "size": list(stream.size), "strength": stream.strength, "segment": engine.segment,
+        "size": list(stream.size), "strength": stream.strength if stream.opened.control is None else dataclasses.asdict(stream.opened.control),
+        "motion": [[frame, moved] for frame, moved in stream._motion.items()], "segment": engine.segment,
         "guidance": None if stream.opened.guidance is None else dataclasses.asdict(stream.opened.guidance),
         "state": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
         "codec": codec, "wish": dataclasses.asdict(stream._wish),
@@ -135,7 +139,7 @@ def resume_stream(model: VideoModel, path: str | os.PathLike[str], memory: Memor
     wish = Wish(**meta["wish"])
     stream = VideoStream(
         model, wish.now, memory or meta["memory"], _schedule(meta["schedule"]), meta["seed"], by, tuple(meta["size"]),
-        meta["strength"],
+        NoiseControl(**meta["strength"]) if isinstance(meta["strength"], dict) else meta["strength"],
     )  # fmt: skip
     try:
         _fill(stream, {name: tensor.to(stream._device) for name, tensor in tensors.items()}, meta)
@@ -166,6 +170,8 @@ def _fill(stream: VideoStream, tensors: Mapping[str, Tensor], meta: Mapping[str,
     stream._clean = [clean[n] for n in sorted(clean)]
     stream._decoder, stream._encoder = (grown(meta["codec"][name], tensors) for name in ("decoder", "encoder"))
     stream._tracks = [Track(t["id"], tuple(tuple(point) for point in t["points"])) for t in meta["tracks"]]
+    stream._motion = dict(meta["motion"])
+    stream._seen = tensors["seen"].cpu().numpy() if "seen" in tensors else None
     for name, value in meta["plain"].items():
         setattr(stream, name, value)
     stream._plan = stream.schedule.continued(stream._origin) if stream._origin else stream.schedule
