@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from evenflow.models.video import PRESETS, VideoTransformer
-from evenflow.models.video.checkpoints import config_of, load_transformer, misfits, read_weights
+from evenflow.models.video.checkpoints import config_of, fill, load_transformer, misfits, read_weights
 from evenflow.models.video.names import bare, from_diffusers, native, to_diffusers
 
 from .nets import SMALL, network, theirs
@@ -122,6 +122,17 @@ def test_a_half_precision_file_keeps_its_type_and_any_is_given_on_request(tmp_pa
     save_file(mixed, tmp_path / "w.safetensors")
     kinds = {p.dtype for p in load_transformer(tmp_path / "w.safetensors", SMALL).parameters()}
     assert kinds == {torch.bfloat16}
+
+
+def test_what_is_taken_over_is_let_go():
+    model, weights = VideoTransformer(SMALL), dict(WEIGHTS)
+    fill(model, weights, "here")
+    assert not weights and same(model) and not any(p.requires_grad for p in model.parameters())
+    assert model.head.head.bias.data_ptr() == WEIGHTS["head.head.bias"].data_ptr()  # as it was: nothing to copy
+    weights = without(WEIGHTS, "head.head.bias")
+    with pytest.raises(ValueError, match="here does not hold"):
+        fill(model, weights, "here")
+    assert len(weights) == len(WEIGHTS) - 1
 
 
 def test_eight_bits_are_for_storage_only(tmp_path):

@@ -45,12 +45,13 @@ def load_transformer(
 
 
 def fill(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = None,
+    model: nn.Module, weights: dict[str, Tensor], source: str, dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
     """Give a model all of its tensors, which may stand on the meta device until then. Raises ValueError if they do not fit.
 
-    dtype: of floating point tensors; None takes what most of the weights have, as one model has one.
+    weights is emptied, tensor by tensor, so that a large model is not held twice. dtype: of floating point tensors; None
+    takes what most of the weights have, as one model has one.
     """
     expected = model.state_dict()
     wrong = misfits({name: tuple(tensor.shape) for name, tensor in expected.items()}, weights)
@@ -71,9 +72,8 @@ def fill(
         if dtype.itemsize == 1:
             dtype = torch.bfloat16  # what was stored in 8 bits is not calculated in them
     taken = {}
-    for name, tensor in weights.items():
-        kind = dtype if expected[name].is_floating_point() else expected[name].dtype
-        taken[name] = tensor.to(device, kind).contiguous()
+    for name, like in expected.items():
+        taken[name] = weights.pop(name).to(device, dtype if like.is_floating_point() else like.dtype).contiguous()
     model.load_state_dict(taken, assign=True)
     model.requires_grad_(False)
 
