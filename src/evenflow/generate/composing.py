@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..memory import Dropped, Memory, Oldest, Timeless
-from .flow import Flow, Sampler, even, warped
+from .flow import TABLE, Flow, Sampler, even
 from .moving import Batch, Buffer, Rolling
 from .schedule import Chunks, Knots, Schedule
 
@@ -77,7 +77,8 @@ def sampler_of(schedule: Schedule, steps: tuple[float, ...], shift: float) -> Sa
     at equal distances in time, as StreamDiT has them, with a shift of its own.
     """
     if isinstance(schedule, Buffer):
-        return Flow(warped(even(schedule.levels), schedule.shift), euler=not schedule.renoise)
+        u, shift = [step / TABLE for step in even(schedule.levels)], schedule.shift
+        return Flow(tuple(shift * x / (1 + (shift - 1) * x) for x in u), euler=not schedule.renoise)
     return Flow.of(steps if len(steps) == schedule.levels else even(schedule.levels), shift)
 
 

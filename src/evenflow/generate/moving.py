@@ -82,7 +82,7 @@ class Buffer(Schedule):
 
     @property
     def delay(self) -> int:
-        return self.N - 1 if self.start == "growing" else 0
+        return self.N - 1 if self.start == "growing" else int(self._clips)
 
     @property
     def at_once(self) -> int:
@@ -92,10 +92,16 @@ class Buffer(Schedule):
         return replace(self, given=given)
 
     def turn(self, n: int, end: int | None = None) -> tuple[Call, ...]:
-        if self.start == "growing":
-            return ladder(n, self.N, self.c, self.s, end, self.K, self.given)
-        calls = ladder(n + self.N - 1, self.N, self.c, self.s, end, self.K, self.given)
-        return (*self._clip(end), *calls) if n == 0 and calls else calls
+        if self._clips:
+            if n == 0:
+                return self._clip(end)
+            n += self.N - 2  # the windows that are not yet whole are the clip's
+        return ladder(n, self.N, self.c, self.s, end, self.K, self.given)
+
+    @property
+    def _clips(self) -> bool:
+        """Whether the first turn makes a clip of the whole buffer."""
+        return self.start == "uniform" and self.N > 1
 
     def _clip(self, end: int | None) -> tuple[Call, ...]:
         """All frames of the buffer level by level, as far as the front chunk needs it."""
