@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..memory import Memory
+from ..memory import Averaged, Memory
 from ..models.video import VideoConfig
 from ..models.video.model import VideoModel
 from ..recipes import parse, recipes
@@ -62,6 +62,8 @@ class Opened:
         """Clean latents that are kept for computing the memory anew."""
         if self.memory is None or self.memory.rows > 1:
             return 0
+        if isinstance(self.memory.fold, Averaged):
+            return self.memory.window or TRAINED  # the average of what has left stays as it is
         return self.memory.capacity or TRAINED
 
 
