@@ -77,12 +77,15 @@ def suggestions() -> list[str]:
 
 def texts(model: str) -> Texts:
     """What reads texts; the model is loaded when the first text comes."""
+    from transformers.utils import logging
+
     from ..api import memory_for_text
     from ..api import open as open_stream
     from ..models import unfit
     from ..recipes import recipe, recipes
     from ..serve import Choice, Texts
 
+    logging.disable_progress_bar()  # what is loaded for a page needs no bar in the terminal
     loaded: list[Any] = []
 
     def open_text(memory: str) -> Any:

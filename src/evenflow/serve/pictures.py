@@ -94,19 +94,26 @@ class Film:
 
 
 class Drift:
-    """How far colours and contrast have gone from where a video began: 0 for not at all, 1 from black to white.
+    """How far colours and contrast have gone from where a scene began: 0 for not at all, 1 from black to white.
 
-    Means and deviations of the three colours over a chunk, in [0, 1]; the distance of the six numbers from those of the
-    first chunk (root mean square). A cheap sign of a video that fades or burns, which says nothing of its content.
+    Means and deviations of the three colours over a chunk, in [0, 1]; the distance of the six numbers (root mean square)
+    from those of the second chunk after the scene was asked for. A cheap sign of a video that fades or burns, which says
+    nothing of its content.
     """
 
     def __init__(self) -> None:
         self._first: np.ndarray | None = None
+        self._chunks = 0
+
+    def anew(self) -> None:
+        """Another scene was asked for."""
+        self._chunks = 0
 
     def of(self, frames: np.ndarray) -> float:
         """The drift of a chunk, uint8 [n, H, W, 3]."""
         flat = frames.reshape(-1, 3).astype(np.float32) / 255
         now = np.concatenate([flat.mean(0), flat.std(0)])
-        if self._first is None:
+        self._chunks += 1
+        if self._first is None or self._chunks <= 2:
             self._first = now
         return float(np.sqrt(np.mean((now - self._first) ** 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -46,4 +47,5 @@ def run(app: FastAPI, bound: socket.socket, limits: Limits = LIMITS, ready: Call
         app, log_level="warning", ws_max_size=limits.message, ws_max_queue=8, ws_per_message_deflate=False,
         timeout_graceful_shutdown=3, server_header=False, lifespan="on",
     )  # fmt: skip
-    Server(config).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again once all is saved; ctrl-C is how a server ends
+        Server(config).run(sockets=[bound])

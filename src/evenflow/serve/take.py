@@ -129,6 +129,8 @@ class Take:
                 self._stream().show(picture)
             case SettingsItem():
                 self._change(item)
+        if isinstance(item, (PromptItem, BlendItem)):
+            self._drift.anew()
         self.timeline.entries.append(Entry(at=self.position, item=item))
         return {"at": self.position, "item": item.model_dump(exclude_none=True), "unknown": self.unknown(item)}
 

@@ -36,8 +36,8 @@ export class Chart {
     pen.scale(scale, scale);
     pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     const values = points.map(([, y]) => y);
-    const low = this.zero ? 0 : Math.min(...values, Infinity);
-    const high = Math.max(...values, (Number.isFinite(low) ? low : 0) + this.least);
+    const low = this.zero || !points.length ? 0 : Math.min(...values);
+    const high = Math.max(...values, low + this.least);
     const from = points[0]?.[0] ?? 0, to = points.at(-1)?.[0] ?? 1;
     const X = (x) => 2 + ((x - from) / Math.max(1e-9, to - from)) * (width - 4);
     const Y = (y) => height - 4 - ((y - low) / (high - low)) * (height - 20);
@@ -47,6 +47,7 @@ export class Chart {
     pen.stroke();
     pen.fillStyle = soft;
     if (points.length) pen.fillText(this.unit(high), 2, 11);
+    if (points.length && !this.zero) pen.fillText(this.unit(low), 2, height - 8);
     if (points.length < 2) return;
     pen.beginPath();
     points.forEach(([x, y], at) => (at ? pen.lineTo(X(x), Y(y)) : pen.moveTo(X(x), Y(y))));

@@ -14,7 +14,7 @@ export class Read {
     this.wire = null;
     this.source = null;
     this.file = null;
-    this.loss = new Chart($("loss"), { least: 1, unit: (value) => `${value.toFixed(1)} nats` });
+    this.loss = new Chart($("loss"), { least: 0.5, zero: false, unit: (value) => `${value.toFixed(1)} nats` });
     choices($("text-memory-choice"), $("text-memory"), $("text-hint"), options.text.memories, options.text.memory, (choice) => choice.refused.text ?? null);
     $("read-start").onclick = () => this.start();
     $("read-stop").onclick = () => this.stop("Stopped.");

@@ -29,7 +29,7 @@ export class Stage {
       if (this.canvas.width !== frame.width || this.canvas.height !== frame.height) {
         this.canvas.width = frame.width;
         this.canvas.height = frame.height;
-        $("screen").style.aspectRatio = `${frame.width} / ${frame.height}`;
+        $("screen").style.setProperty("--ratio", frame.width / frame.height);
       }
       this.canvas.getContext("2d").drawImage(image, 0, 0);
       this.times.push(performance.now());

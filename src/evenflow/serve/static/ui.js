@@ -63,8 +63,12 @@ export function brief(seconds) {
   return seconds == null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`;
 }
 
-/** A hue for a text, always the same one. */
+const HUES = { red: 2, crimson: 350, orange: 28, yellow: 50, golden: 46, green: 140, turquoise: 178, cyan: 186, blue: 222, purple: 275, violet: 268, pink: 325, magenta: 310 };
+
+/** A hue for a text, always the same one: that of the first colour it names, if any. */
 export function hue(text) {
+  const named = text.toLowerCase().match(/[a-z]+/g)?.find((word) => word in HUES);
+  if (named) return HUES[named];
   let sum = 7;
   for (const letter of text) sum = (sum * 31 + letter.codePointAt(0)) % 997;
   return (sum * 137) % 360;
@@ -90,7 +94,7 @@ export function choices(select, input, hint, list, chosen, reason = () => null) 
   const named = (spec) => list.find((one) => one.name === spec.split("(")[0].trim());
   const tell = () => {
     const choice = named(input.value), refused = choice && reason(choice);
-    hint.textContent = refused ? `Not here: ${refused}.` : choice ? [choice.summary, choice.paper].filter(Boolean).join(" — ") : "No such name.";
+    hint.textContent = refused ? `Not here: ${refused}.` : choice ? [choice.summary, choice.paper].filter(Boolean).join(" — ").replaceAll("`", "") : "No such name.";
     hint.classList.toggle("bad", Boolean(refused) || !choice);
   };
   const fill = () => {
