@@ -100,7 +100,20 @@ def test_a_report_draws_what_drifts(tmp_path):
     told = json.loads((place / "drift.json").read_text())
     assert {len(curve) for curve in told["seconds"].values()} == {3}
     assert [entry["prompt"] for entry in told["switches"]] == ["", "a blue cube"]
+    assert told["judge"] is None or set(told["judge"]) <= {"drift", "obeys"}
     assert (place / "drift.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_judge_of_the_world_sees_what_a_report_can_tell():
+    from evenflow.cli.drift import Drift
+
+    drift, frames = Drift(16), np.full((40, 64, 64, 3), 90, dtype=np.uint8)
+    drift.add(frames[:20], "a red ball on a meadow")
+    frames[20:, 20:40, 20:40] = (220, 30, 30)
+    drift.add(frames[20:], "a red square on a meadow")
+    judged = drift.told()["judge"]
+    assert judged["drift"].keys() >= {"identity", "colour", "backdrop"}
+    assert [entry["seconds"] for entry in judged["obeys"]] == [0.0, 1.25]
 
 
 def test_the_help_teaches():

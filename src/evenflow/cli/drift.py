@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +16,31 @@ CURVES = {
     "saturation": "largest minus smallest of red, green and blue", "sharpness": "mean difference of neighbours",
     "motion": "mean difference to the picture before",
 }  # fmt: skip
+STRETCH = 32  # frames that the judge looks at
 
 
 class Drift:
-    """One number a second of video for each of `CURVES`; no pictures are kept but the last one."""
+    """One number a second of video for each of `CURVES`, and at its end what the world's judge sees in it.
+
+    Of the pictures only a first stretch is kept, and for each prompt the last one.
+    """
 
     def __init__(self, fps: float) -> None:
         self.fps = fps
         self.seconds: dict[str, list[float]] = {name: [] for name in CURVES}
         self.switches: list[tuple[float, str]] = []
         self._last: np.ndarray | None = None
+        self._first: list[np.ndarray] = []
+        self._newest: dict[float, deque[np.ndarray]] = {}  # by when their prompt came
         self._sums, self._count, self._frames = dict.fromkeys(CURVES, 0.0), 0, 0
 
     def add(self, frames: np.ndarray, prompt: str) -> None:
         """Frames, uint8 [n, H, W, 3], and what they were made for."""
         if not self.switches or self.switches[-1][1] != prompt:
             self.switches.append((self._frames / self.fps, prompt))
+            self._newest[self.switches[-1][0]] = deque(maxlen=STRETCH)
+        self._newest[self.switches[-1][0]].extend(frames)
+        self._first.extend(frames[: max(0, STRETCH - len(self._first))])
         for frame in frames.astype(np.float32) / 255:
             now = {
                 "brightness": frame.mean(), "contrast": frame.std(),
@@ -55,7 +67,24 @@ class Drift:
             first, last = (float(np.mean(curve[some])) if curve else 0.0 for some in (slice(part), slice(-part, None)))
             drift[name] = (last - first) / first if first else 0.0
         switches = [{"seconds": at, "prompt": prompt} for at, prompt in self.switches]
-        return {"what": CURVES, "seconds": self.seconds, "drift": drift, "switches": switches}
+        return {
+            "what": CURVES, "seconds": self.seconds, "drift": drift, "switches": switches, "judge": self._judged(),
+        }  # fmt: skip
+
+    def _judged(self) -> dict[str, Any] | None:
+        """The judge of the synthetic world on the ends: from the start, and from what each prompt asks for; None where
+        these are no pictures that it can read."""
+        from ..world import drift, obeys
+
+        last = np.stack(self._newest[self.switches[-1][0]]) if self.switches else None
+        try:
+            judged: dict[str, Any] = {"drift": asdict(drift(np.stack(self._first), last))} if last is not None else {}
+        except (ValueError, TypeError):
+            return None
+        for (at, prompt), frames in zip(self.switches, self._newest.values(), strict=True):
+            with contextlib.suppress(ValueError):  # a prompt in words that the judge does not know
+                judged.setdefault("obeys", []).append({"seconds": at, **obeys(np.stack(frames), prompt).scores})
+        return judged
 
     def write(self, folder: Path) -> list[Path]:
         """drift.json and drift.png in a folder, which is made."""
