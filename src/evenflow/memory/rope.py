@@ -230,12 +230,13 @@ class Rotary:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x` [..., head_dim] turned by the angles whose cosine and sine, broadcast to it, are given; same dtype as `x`."""
-        if x.numel() >= MANY and x.dtype == cos.dtype and x.stride(-1) == 1:
+        if x.numel() >= MANY and x.stride(-1) == 1:
             if self.pairs_adjacent and all(step % 2 == 0 for step in (*x.stride()[:-1], x.storage_offset())):
                 # Adjacent channels are complex numbers, and one product turns them in one pass, however tokens and heads lie.
                 phase = torch.complex(cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())
-                return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * phase).flatten(-2)
-            if self.roll:
+                turned = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2))) * phase
+                return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+            if self.roll and x.dtype == cos.dtype:
                 half, turned, cos, sin = self.roll, x.new_empty(x.shape), cos.expand_as(x), sin.expand_as(x)
                 for own, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
                     torch.mul(x[..., own], cos[..., own], out=turned[..., own]).addcmul_(x[..., other], sin[..., own])

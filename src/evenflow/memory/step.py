@@ -333,7 +333,8 @@ def _with_null_logits(logits: Tensor, bias: Tensor) -> Tensor:
 
 def sign(keys: Tensor, values: Tensor) -> Tensor:
     """One number a layer, which tells at the end, with one look at all of them, whether anything stored is not finite."""
-    if keys.shape == values.shape and keys.dtype is not torch.float16:
+    # A product of many numbers in bfloat16 is slow on a CPU, one in float16 overflows.
+    if keys.shape == values.shape and keys.dtype not in (torch.bfloat16, torch.float16):
         return torch.dot(keys.reshape(-1), values.reshape(-1))
     return keys.sum(dtype=torch.float32) + values.sum(dtype=torch.float32)
 
