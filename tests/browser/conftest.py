@@ -36,8 +36,9 @@ def chromium() -> str:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """For one module only: while it is open, its event loop is that of the thread, and asyncio can have no other."""
     options = ["--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb"]
     with sync_playwright() as player:
         launched = player.chromium.launch(
@@ -85,16 +86,12 @@ class Process:
                 self.process.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     process = Process(tmp_path_factory.mktemp("live"))
     process.start()
     yield process
     process.stop()
-
-
-class Errors(list):
-    """What a page complained of."""
 
 
 @pytest.fixture

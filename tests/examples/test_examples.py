@@ -67,3 +67,19 @@ def test_own_recipe_is_read_by_its_name_and_keeps_what_a_window_loses(tmp_path):
     assert len(set(perplexities)) == 3, "what is held changes what is predicted"
     old = [[int(count) for count in row.rpartition(": ")[2].split(", ")] for row in rows]
     assert set(old[0]) == {0} and set(old[1]) == {4} and len(set(old[2])) > 1 and max(old[2]) > 4
+
+
+def test_the_live_client_steers_a_server(tmp_path):
+    from ..serve.double import Double
+    from ..serve.running import Running
+
+    (tmp_path / "sessions").mkdir()
+    (tmp_path / "here").mkdir()
+    with Running(Double(), tmp_path / "sessions") as server:
+        said = run("live_client.py", tmp_path / "here", server.address)
+    asked = re.findall(r"^after \d+ latent frames: (\w+)$", said, re.MULTILINE)
+    assert asked == ["prompt", "track", "blend"]
+    assert re.search(r"^1\d\.\d frames/s, last change seen after [\d.]+ s, [\d,]+ bytes held$", said, re.MULTILINE), (
+        said
+    )
+    assert not list((tmp_path / "sessions").iterdir()), "the client forgets its session"

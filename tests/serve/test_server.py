@@ -220,7 +220,6 @@ def test_a_timeline_played_again_gives_the_same_frames(server):
             history = updated["history"]
             ats = [entry["at"] for entry in history["entries"]]
             assert len(ats) == 4 and ats == sorted(ats)
-            session = next(iter(server.room.sessions.values()))
             # The frames themselves, from the model's side: the same entries at the same places give the same bytes.
             from evenflow.serve.protocol import Timeline
             from evenflow.serve.take import Take
@@ -236,8 +235,11 @@ def test_a_timeline_played_again_gives_the_same_frames(server):
             assert first == again and noted == timeline
             said = await client.ask("history.replay", "session.updated", history=history)
             assert said["position"] == 0 and said["playing"]
+            told = []
+            while len(told) < 4:
+                told.append(await client.until("input.appended", 20))
+            assert [{"at": event["at"], "item": event["item"]} for event in told] == history["entries"]
             await client.until("history.replayed", 20)
-            del session
 
     asyncio.run(scenario())
 

@@ -164,6 +164,8 @@ class Session:
 
     def _make(self, began: float) -> None:
         scripted = bool(self.take.script)
+        for entry in self.take.catch_up():
+            self.tell({"type": "input.appended", **entry})
         frames = self.take.step()
         self._unsaved = True
         if len(frames):

@@ -81,8 +81,7 @@ class Take:
 
     def step(self) -> np.ndarray:
         """The next chunk, uint8 [n, H, W, 3]; n may be 0 where a schedule fills up first."""
-        while self.script and self.script[0].at <= self.position:
-            self.put(self.script.popleft().item)
+        self.catch_up()
         video = self._stream()
         frames = video.step().frames
         if len(frames):
@@ -91,6 +90,13 @@ class Take:
             for back, at in enumerate(range(len(frames) - 1, -1, -self.source.stride)):
                 self._thumbs[video.position - 1 - back] = thumb(frames[at])
         return frames
+
+    def catch_up(self) -> list[dict[str, Any]]:
+        """Put in what the script has for now; its entries, as `put` returns them."""
+        done = []
+        while self.script and self.script[0].at <= self.position:
+            done.append(self.put(self.script.popleft().item))
+        return done
 
     def put(self, item: ClientItem | SettingsItem) -> dict[str, Any]:
         """Let an item take effect with the next chunk, and note it. Raises ValueError when the stream refuses it.
