@@ -1,7 +1,7 @@
 """Frames a second of an endless video, network and codec, beside the least that arithmetic and memory traffic allow.
 
-The network has random weights in the shape of Wan 2.1 1.3B at 832×480 and is in its steady state: the window is full, and
-every chunk brings as many frames as leave. On a GPU blocks are compiled around the memory. Without a GPU a reduced
+The network has random weights in the shape of Wan 2.1 1.3B at 832×480 and is in its steady state: the window is full,
+and every chunk brings as many frames as leave. On a GPU blocks are compiled around the memory. Without a GPU a reduced
 network runs, as a trial of the program: its figures say nothing of a GPU, and are not shown as if they did.
 """
 
@@ -45,7 +45,7 @@ class Work:
     nbytes: float
 
     def floor(self, ceilings: Mapping[str, float]) -> float:
-        """Seconds that no program can beat on a machine that does so many operations and moves so many bytes a second."""
+        """Seconds that no program can beat where so many operations are done and so many bytes moved a second."""
         return max(self.flops / ceilings["flops"], self.nbytes / ceilings["bytes"])
 
 
@@ -198,14 +198,14 @@ def measure(
         compiled(model.transformer)
     text = model.transformer.read(model.encode_text([PROMPT]))
     limits = ceilings(device, dtype)
-    rows = {}
+    rows, processor, size = {}, machine()["processor"], f"{config.size[1]}×{config.size[0]}"
     for memory in memories:
         say(f"video: {memory}")
         spec = memory.replace("STATIC", repr(((*range(config.heads // 2),),) * config.layers))
         rows[memory] = _measured(model, spec, text, limits, device, chunks)
     return {
-        "title": f"Video, {config.name}, {config.size[1]}×{config.size[0]}, {len(config.steps)} steps, chunks of {config.chunk}",
-        "device": torch.cuda.get_device_name() if real else f"not measured on a GPU here, but on {machine()['processor']}",
+        "title": f"Video, {config.name}, {size}, {len(config.steps)} steps, chunks of {config.chunk}",
+        "device": torch.cuda.get_device_name() if real else f"not measured on a GPU here, but on {processor}",
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.transformer.parameters()),
         "teraflops": limits["flops"] / 1e12,

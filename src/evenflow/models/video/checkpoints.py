@@ -32,8 +32,8 @@ def load_transformer(
 ) -> VideoTransformer:  # fmt: skip
     """The transformer whose weights lie in a file or folder.
 
-    path: see `read_weights`. config: None takes it from the folder's config.json (diffusers layout), or the preset whose
-    shapes the weights have. part: which of `generator_ema`, `generator` and `critic`, where training saved several.
+    path: see `read_weights`. config: None takes it from the folder's config.json (diffusers layout), or the preset
+    whose shapes the weights have. part: which of `generator_ema`, `generator` and `critic`, where training saved several.
     dtype: None keeps that of the file. Raises ValueError with what is missing, left over, or of the wrong shape.
     """
     weights = native(read_weights(path, part))
@@ -48,10 +48,10 @@ def fill(
     model: nn.Module, weights: dict[str, Tensor], source: str, dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
-    """Give a model all of its tensors, which may stand on the meta device until then. Raises ValueError if they do not fit.
+    """Give a model all of its tensors, which may stand on the meta device until then.
 
-    weights is emptied, tensor by tensor, so that a large model is not held twice. dtype: of floating point tensors; None
-    takes what most of the weights have, as one model has one.
+    weights is emptied, tensor by tensor, so that a large model is not held twice. dtype: of floating point tensors;
+    None takes what most of the weights have, as one model has one. Raises ValueError if they do not fit.
     """
     expected = model.state_dict()
     wrong = misfits({name: tuple(tensor.shape) for name, tensor in expected.items()}, weights)
@@ -79,7 +79,7 @@ def fill(
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> str:
-    """What keeps weights from fitting: one line for what is missing, left over, or shaped otherwise; empty if nothing."""
+    """What keeps weights from fitting: a line each for what is missing, left over, or shaped otherwise; or nothing."""
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     shapes = [
@@ -102,8 +102,8 @@ def _listed(names: list[str]) -> str:
 def read_weights(path: str | os.PathLike[str], part: str | None = None) -> dict[str, Tensor]:
     """All tensors of a file (.safetensors, .pt, .pth) or a folder with one such file, or with shards and their index.
 
-    part: see `load_transformer`. Files of torch are read without their programs. Raises FileNotFoundError, or ValueError
-    that names what is wrong; nothing is ever read in part.
+    part: see `load_transformer`. Files of torch are read without their programs. Raises FileNotFoundError, or
+    ValueError that names what is wrong; nothing is ever read in part.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -166,7 +166,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def _part(found: Mapping[str, Any], part: str | None, place: Path) -> dict[str, Tensor]:
-    """The tensors of one network, whether `found` nests them under its name, puts the name before theirs, or holds no other."""
+    """The tensors of one network: `found` nests them under its name, puts the name before theirs, or has no other."""
     flat = _flat(found)
     there = [name for name in (*PARTS, *PLAIN) if any(key.startswith(f"{name}.") for key in flat)]
     if part is not None and part not in there:

@@ -38,10 +38,10 @@ def load_video(
     """A video model, whole.
 
     name_or_path: "tiny" (shipped), or a folder with another of its kind; a folder in the layout of diffusers
-    (transformer/, vae/, text_encoder/, tokenizer/) or of Wan's release; a file with a transformer (Self-Forcing and its kin); a preset, "owner/repository" of the hub, or
-    "owner/repository/file". base: where the parts come from that are not there, such as the autoencoder beside a file.
-    dtype: of all weights; None keeps each part's own. config, part: see `checkpoints.load_transformer`. Raises
-    FileNotFoundError or ValueError that says what is missing and what to do.
+    (transformer/, vae/, text_encoder/, tokenizer/) or of Wan's release; a file with a transformer (Self-Forcing and its
+    kin); a preset, "owner/repository" of the hub, or "owner/repository/file". base: where the parts come from that are
+    not there, such as the autoencoder beside a file. dtype: of all weights; None keeps each part's own. config, part:
+    see `checkpoints.load_transformer`. Raises FileNotFoundError or ValueError that says what is missing and what to do.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):

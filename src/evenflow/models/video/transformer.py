@@ -165,7 +165,8 @@ class VideoTransformer(nn.Module):
         """
         if x.ndim != 5 or x.shape[2] != self.config.in_channels or tuple(t.shape) != tuple(x.shape[:2]):
             raise ValueError(
-                f"latents {tuple(x.shape)} with times {tuple(t.shape)}; expected [B, F, {self.config.in_channels}, H, W] and [B, F]"
+                f"latents {tuple(x.shape)} with times {tuple(t.shape)}; expected "
+                f"[B, F, {self.config.in_channels}, H, W] and [B, F]"
             )
         rows, columns = self.config.patch[1:]
         if x.shape[-2] % rows or x.shape[-1] % columns:
@@ -190,10 +191,10 @@ def places(frames: int, height: int, width: int, device: torch.device | str = "c
 
 
 def compiled(model: VideoTransformer, **how: Any) -> VideoTransformer:
-    """The same network with its blocks compiled, in place: what is before and after self-attention, which stays outside.
+    """The same network with its blocks compiled, in place: what is before and after self-attention, which stays out.
 
-    A memory keeps books, which no compiler follows; the rest of a block is one graph each, shared by all blocks. how: for
-    `torch.compile`. Shapes are fixed: another number of frames, rows or columns compiles anew.
+    A memory keeps books, which no compiler follows; the rest of a block is one graph each, shared by all blocks. how:
+    for `torch.compile`. Shapes are fixed: another number of frames, rows or columns compiles anew.
     """
     for block in model.blocks:
         for name in ("before", "after"):

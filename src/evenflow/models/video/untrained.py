@@ -71,7 +71,7 @@ def random_model(
 
 
 def drawn(module: nn.Module, generator: torch.Generator, dtype: torch.dtype) -> None:
-    """Give a module that stands on the meta device weights: norms 1, biases 0, all else as large as keeps activations."""
+    """Give a module on the meta device weights: norms 1, biases 0, all else as large as keeps activations."""
     nn.Module.to(module, dtype=dtype)  # diffusers' own says a word about it
     module.to_empty(device=generator.device).eval().requires_grad_(False)
     for name, parameter in module.named_parameters():

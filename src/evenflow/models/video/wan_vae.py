@@ -1,10 +1,10 @@
-"""Wan's video autoencoder as a stream: latent by latent, with what its causal convolutions remember in the caller's hands.
+"""Wan's video autoencoder as a stream: latent by latent, what its causal convolutions remember in the caller's hands.
 
-The network is `diffusers.AutoencoderKLWan`. Its own `encode` and `decode` take whole videos; here the features that every
-causal convolution keeps (its last two input frames) come in and go out, so that any number of streams share one network,
-and a stream may be cut anywhere: the calls of the network, and so the bits, are the same. They are those of diffusers, too
-(only its convolution of a single pixel sees all frames at once, which torch rounds otherwise where a latent has fewer than
-16 pixels). Source: Wan 2.1; Self Forcing, arXiv 2506.08009, streaming decode.
+The network is `diffusers.AutoencoderKLWan`. Its own `encode` and `decode` take whole videos; here the features that
+every causal convolution keeps (its last two input frames) come in and go out, so that any number of streams share one
+network, and a stream may be cut anywhere: the calls of the network, and so the bits, are the same. They are those of
+diffusers, too (only its convolution of a single pixel sees all frames at once, which torch rounds otherwise where a
+latent has fewer than 16 pixels). Source: Wan 2.1; Self Forcing, arXiv 2506.08009, streaming decode.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SKIPPED = "Rep"  # what diffusers puts where a temporal up-sampler, at the first
 class WanState:
     """Where a stream stands between two calls. It is never written to: keep it to go back, share it to fork.
 
-    features: what convolution number n remembers, [B, C, 1 or 2, h, w]; an empty tensor for an up-sampler that was passed
-    by once. waiting: frames [B, n < 4, 3, H, W] that make no latent yet. begun: latents so far.
+    features: what convolution number n remembers, [B, C, 1 or 2, h, w]; an empty tensor for an up-sampler that was
+    passed by once. waiting: frames [B, n < 4, 3, H, W] that make no latent yet. begun: latents so far.
     """
 
     features: Mapping[int, Tensor] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class WanState:
 class WanCodec:
     """Frames in [−1, 1] to normalised latents and back.
 
-    Latents are (z − mean)/std per channel, z the mode of the encoder's distribution. The first frame of a stream makes a
-    latent of its own, then every four: F latents are 4(F−1)+1 frames. vae: a `diffusers.AutoencoderKLWan`.
+    Latents are (z − mean)/std per channel, z the mode of the encoder's distribution. The first frame of a stream makes
+    a latent of its own, then every four: F latents are 4(F−1)+1 frames. vae: a `diffusers.AutoencoderKLWan`.
     """
 
     def __init__(self, vae: Any) -> None:
