@@ -121,7 +121,8 @@ def video(
     guidance: Guidance | float | None = None,
     size: tuple[int, int] | None = None,
     strength: float | NoiseControl | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> VideoStream:
     """Open an endless video: `for chunk in ef.video("tiny", "a red ball rolls"): show(chunk.frames)`.
 
@@ -129,12 +130,13 @@ def video(
     memory: a spec such as "longlive(window=12, sink=3)" or a `Memory`; "default" is what the schedule was published
     with, None remembers nothing. schedule: "chunks", "rolling(levels=5)", "buffer(0, 8, 2, 1)", "batch", "knots" or
     a `Schedule`. guidance: for models that are not distilled. size: rows and columns of pixels. strength: a video that
-    is watched is restyled, the more the nearer to 1; a `NoiseControl` does so less where it moves. dtype: of the weights of a model that is loaded here.
+    is watched is restyled, the more the nearer to 1; a `NoiseControl` does so less where it moves. dtype, device: of
+    the weights of a model that is loaded here.
 
     Raises ValueError for a wrong spec (naming the nearest right one), and, with the reason, where memory, schedule and
     model do not go together.
     """
-    return VideoStream(_video_model(model, dtype), prompt, memory, schedule, seed, guidance, size, strength)
+    return VideoStream(_video_model(model, dtype, device), prompt, memory, schedule, seed, guidance, size, strength)
 
 
 def resume_video(
@@ -142,19 +144,20 @@ def resume_video(
     path: str | os.PathLike[str],
     *,
     memory: Memory | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> VideoStream:
     """Go on, bit for bit, with a video that `VideoStream.save` wrote.
 
     memory: only needed for a `Memory` of your own. Raises ValueError when the file is missing or damaged (checksum), or
     was written by another model or with another memory.
     """
-    return resume_video_stream(_video_model(model, dtype), path, memory)
+    return resume_video_stream(_video_model(model, dtype, device), path, memory)
 
 
-def _video_model(model: Any, dtype: torch.dtype | None) -> Any:
+def _video_model(model: Any, dtype: torch.dtype | str | None, device: torch.device | str) -> Any:
     if not isinstance(model, (str, os.PathLike)):
         return model
     from .models.video import load_video
 
-    return load_video(model, dtype)
+    return load_video(model, dtype, device)

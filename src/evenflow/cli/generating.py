@@ -74,6 +74,10 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Rows x columns, as 480x832.", show_default="the model's")] = None,
     seed: Annotated[int, typer.Option(help="The same seed makes the same video.")] = 0,
     model: Annotated[str, typer.Option("--model", help='A model folder, or "tiny", the shipped one.')] = "tiny",
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.")] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the model's weights, as bfloat16.", show_default="as they are stored")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Save the stream here at the end (also after ctrl-C).")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a saved stream.")] = None,
     report: Annotated[
@@ -96,7 +100,7 @@ def generate(
         _check_place(path)
     if output != "-" and Path(output).suffix.lower() != ".mp4":
         raise ValueError(f"cannot write {output}: its name has to end in .mp4, or be - for raw frames")
-    stream = _open(model, resume, prompt, memory, schedule, seed, size, strength)
+    stream = _open(model, resume, prompt, memory, schedule, seed, size, strength, dtype, device)
     fps = stream.model.config.fps
     for at, text in switches:
         stream.ask(text, how, over, at=_latent(stream, at))
@@ -132,19 +136,20 @@ def generate(
 
 def _open(
     model: str, resume: Path | None, prompt: str, memory: str, schedule: str, seed: int, size: str | None,
-    strength: float | None,
+    strength: float | None, dtype: str | None, device: str,
 ) -> VideoStream:  # fmt: skip
     from ..api import resume_video
     from ..api import video as open_video
 
     if resume is not None:
-        stream = resume_video(model, resume)
+        stream = resume_video(model, resume, dtype=dtype, device=device)
         if prompt:
             stream.ask(prompt)
         return stream
     kept = None if memory.lower() == "none" else memory
     return open_video(
-        model, prompt, memory=kept, schedule=schedule, seed=seed, size=_size(size), strength=strength
+        model, prompt, memory=kept, schedule=schedule, seed=seed, size=_size(size), strength=strength, dtype=dtype,
+        device=device,
     )  # fmt: skip
 
 
