@@ -160,7 +160,7 @@ def create_app(
         for ended in await asyncio.gather(*both, return_exceptions=True):
             if isinstance(ended, Exception) and not isinstance(ended, (TooSlow, WebSocketDisconnect, RuntimeError)):
                 log.error("a connection ended with %r", ended, exc_info=ended)
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
             async with asyncio.timeout(1.0):
                 await socket.close(1008 if outbox.over else 1000)
 

@@ -58,7 +58,8 @@ class Playback:
                 self._frames.popleft()
             self._frames.extend(fresh)
         self._until = first + count * gap
-        self._wanted = max(now, self._until - min(2.0, 1.25 * self.service + 0.03))
+        # Never more than a chunk ahead: frames of large videos are many bytes, and what is ahead cannot be steered.
+        self._wanted = max(now, self._until - min(count * gap, 1.25 * self.service + 0.03))
         self.made += count
         self.chunks += 1
         self._rates.append((now, count))
