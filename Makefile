@@ -24,7 +24,7 @@ NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help run test lint format bench claims coverage docs clean
+.PHONY: help run read test lint format bench claims coverage docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf 'make %-9s %s\n' "$$name" "$$what"; done
@@ -36,7 +36,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-run: $(READY) ## Read a long text through three memories side by side: a table and a figure
+run: $(READY) ## Open the live page: an endless video that obeys while it plays, at the address that is printed
+	$(BIN)/evenflow live
+
+read: $(READY) ## Read a long text through three memories side by side: a table and a figure
 	@mkdir -p runs
 	@$(BIN)/python tools/stream_text.py > runs/topics.txt
 	$(BIN)/evenflow read runs/topics.txt $(MEMORIES) --patience 75 --figure runs/read.png

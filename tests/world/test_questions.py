@@ -46,10 +46,9 @@ def answered(clip: Film, question: Question) -> str | None:
                 turns += min(track[k + 1, axis] - r[k + 1], 64 - r[k + 1] - track[k + 1, axis]) < 4
         return str(turns)
     if question.kind == "collision":
-        a = question.things[0]
-        apart = np.linalg.norm(tracks - tracks[:, a, None], axis=-1) - clip.radii[part] - clip.radii[part, a, None]
-        apart[:, a] = np.inf
-        return names[int(np.nanmin(apart, 0).argmin())]
+        jolts = np.nan_to_num(np.linalg.norm(np.diff(tracks, n=2, axis=0), axis=-1)).max(0)
+        jolts[question.things[0]] = 0  # who else is thrown off its way?
+        return names[int(jolts.argmax())]
     if question.kind == "hidden":
         over = [(masks[-1, m] & clip.amodal[question.last, question.things[0]]).sum() for m in range(len(names))]
         return names[int(np.argmax(over))]

@@ -15,6 +15,7 @@ from . import (
     store,
     streams_of_frames,
     trained,
+    video,
     windows,
 )
 from .registry import describe, names, report, run
@@ -23,6 +24,6 @@ from .result import Result, Row, markdown, table
 __all__ = [
     "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
-    "run", "skipping", "speed", "store", "streams_of_frames", "table", "trained",
+    "run", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",
 ]  # fmt: skip

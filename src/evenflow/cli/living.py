@@ -23,6 +23,7 @@ evenflow live --host 0.0.0.0 --name studio.example"""
 
 TEXT_MEMORY = "streaming-llm(sink=4, window=252)"
 SUGGESTIONS = 9  # as many as there are keys for
+SHORT = 48  # characters of one at most
 
 
 def live(
@@ -71,8 +72,12 @@ def suggestions() -> list[str]:
 
     from ..world import describe, draw_scene
 
-    draw = np.random.default_rng(4)
-    return [describe(draw_scene(draw, "easy")) for _ in range(SUGGESTIONS)]
+    draw, found = np.random.default_rng(4), list[str]()
+    while len(found) < SUGGESTIONS:
+        text = describe(draw_scene(draw, "easy"))
+        if len(text) <= SHORT and text not in found:
+            found.append(text)
+    return found
 
 
 def texts(model: str) -> Texts:

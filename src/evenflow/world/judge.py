@@ -15,7 +15,7 @@ from .words import COLOURS, SHAPES, SIZES, TEXTURES
 
 SHARE = 0.15  # of the frames in which a thing must be seen to count
 LEAP = 14.0  # pixels of 64 that a thing may move from one sight of it to the next
-STRANGE = 22.0  # steps of 255 from every known place: not recognised
+STRANGE = 10.0  # steps of 255 from every known place: not recognised
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
 SATURATION, CHROMA = 0.48, 58.0  # at least, of a pixel of a thing
+DULL_SATURATION, DULL_CHROMA = 0.4, 26.0  # at least, of a pixel of a thing whose neighbour is one for sure
+BRIGHTER = 1.3  # times the chroma of a seam, at least, has the thing that it surrounds
+APART = 26.0  # steps of 255 at least, in some colour, from the median of its row
+ALIKE = 0.86  # at least, cosine of the angle between their hues
+SPREAD = 7  # pixels
 SMALLEST = 22 / 4096  # of the picture, that a patch must cover
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
 
@@ -63,22 +68,62 @@ def smoothed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return planes
 
 
-def colours_of(planes: NDArray[np.float32]) -> NDArray[np.int8]:
+def colours_of(planes: Singles) -> NDArray[np.int8]:
     """The index in COLOURS of the thing that each pixel of planes [3, F, H, W] shows, −1 for background; [F, H, W]."""
-    red, green, blue = planes
-    high = np.maximum(np.maximum(red, green), blue)
-    chroma = high - np.minimum(np.minimum(red, green), blue)
-    strong = (chroma >= CHROMA) & (chroma >= SATURATION * high)
-    # Direction in the plane of hues, where grey is the middle.
-    at = np.nonzero(strong)
-    r, g, b = red[at], green[at], blue[at]
+    high = planes.max(0)
+    chroma = high - planes.min(0)
+    result = np.full(high.shape, -1, np.int8)
+    strong = np.nonzero((chroma >= CHROMA) & (chroma >= SATURATION * high))
+    result[strong] = _hues(planes, strong).argmax(1)
+    _without_seams(result, strong, chroma)
+    # The dark parts of a texture may be too dull by themselves: they belong to the thing beside them if they have its hue,
+    # and are not what the rest of their row shows.
+    apart = np.abs(planes - np.median(planes, axis=3, keepdims=True)).max(0)
+    dull = (result < 0) & (chroma >= DULL_CHROMA) & (chroma >= DULL_SATURATION * high) & (apart >= APART)
+    _spread(result, np.nonzero(dull), planes)
+    return result
+
+
+def _without_seams(result: NDArray[np.int8], strong: tuple[Ints, ...], chroma: Singles) -> None:
+    """Take away, in place, what is but the seam between a thing and its background: another hue, and duller than its neighbour."""
+    frame, y, x = strong
+    height, width = result.shape[1:]
+    here, own = result[strong], chroma[strong]
+    seam = np.zeros(result.shape, bool)
+    for _ in range(2):  # pixels that a seam may be wide
+        found = np.zeros(len(frame), bool)
+        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            beside = frame, np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)
+            other = (result[beside] != here) & (result[beside] >= 0)
+            found |= (other | seam[beside]) & (chroma[beside] > BRIGHTER * own)
+        seam[strong] |= found
+    result[seam] = -1
+
+
+def _spread(result: NDArray[np.int8], dull: tuple[Ints, ...], planes: Singles) -> None:
+    """Give dull pixels the colour of a thing beside them that has their hue, as far as SPREAD pixels from it; in place."""
+    frame, y, x = dull
+    alike = _hues(planes, dull) >= ALIKE
+    height, width = result.shape[1:]
+    for _ in range(SPREAD):
+        given = np.full(len(frame), -1, np.int8)
+        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            beside = result[frame, np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)]
+            fits = (beside >= 0) & alike[np.arange(len(frame)), beside]
+            given[fits] = beside[fits]
+        if (given < 0).all():
+            return
+        result[frame, y, x] = given
+        left = given < 0
+        frame, y, x, alike = frame[left], y[left], x[left], alike[left]
+
+
+def _hues(planes: Singles, at: tuple[Ints, ...]) -> Singles:
+    """How like each of COLOURS the hues of some pixels are, [K, 8]: cosines in the plane of hues, where grey is the middle."""
     directions = _plane(*_PALETTE.T)
     directions = directions / np.hypot(*directions)
-    u, v = _plane(r, g, b)
-    likeness = u[:, None] * directions[0] + v[:, None] * directions[1]
-    result = np.full(strong.shape, -1, np.int8)
-    result[at] = likeness.argmax(1)
-    return result
+    seen = _plane(*(plane[at] for plane in planes))
+    return (seen / np.maximum(np.hypot(*seen), 1e-6)).T @ directions
 
 
 def _plane(r: Singles, g: Singles, b: Singles) -> Singles:
@@ -103,8 +148,8 @@ def patches_of(pixels: NDArray[np.uint8], smallest: float | None = None) -> Patc
     chosen = kept[piece]
     piece, k, y, x = renumbered[piece[chosen]], k[chosen], y[chosen], x[chosen]
     of_mask = ids[kept] // (height * width + 1)
-    found = _measured(planes, masks, colours, piece, k, y, x, frame, int(kept.sum()))
-    result = Patches(frame[of_mask], colour[of_mask], *found)
+    *found, fringe = _measured(planes, masks, colours, piece, k, y, x, frame, int(kept.sum()))
+    result = Patches(frame[of_mask], colour[of_mask], *found).of(~fringe)
     return result.of(np.lexsort((-result.area, result.colour, result.frame)))
 
 
@@ -151,7 +196,7 @@ def _measured(
     frame: Ints,
     count: int,
 ) -> tuple:
-    """What `Patches` holds beside frame and colour, for pixels (k, y, x) of pieces `piece`."""
+    """What `Patches` holds beside frame and colour, for pixels (k, y, x) of pieces `piece`; last, which are but fringes."""
     height, width = masks.shape[1:]
 
     def total(values: NDArray) -> Floats:
@@ -185,14 +230,23 @@ def _measured(
         ],
         1,
     )
-    other = np.zeros(len(x), bool)
-    for yy, xx in around:
-        seen = colours[frame[k], yy, xx]
-        other |= (seen >= 0) & (seen != colours[frame[k], y, x])
+    own = colours[frame[k], y, x]
+
+    def others(apart: int) -> Floats:
+        """Pixels from which, so far apart up, down, left or right, another thing is seen."""
+        found = np.zeros(len(x), bool)
+        for dy, dx in ((0, apart), (0, -apart), (apart, 0), (-apart, 0)):
+            seen = colours[(frame[k], *beside(dy, dx))]
+            found |= (seen >= 0) & (seen != own)
+        return total(found)
+
+    touching = others(1)
     border = (x == 0) | (y == 0) | (x == width - 1) | (y == height - 1)
-    alone = (total(border) == 0) & (total(other) < 0.04 * area)
+    # Where a thing fades into its background or into another thing, a thin seam of a colour in between may come up.
+    fringe = (touching > 0.3 * area) & (total(edge) > 0.55 * area)
+    alone = (total(border) == 0) & (np.maximum(touching, others(3)) < 0.04 * area)  # seams lie between things
     rgb = np.stack([total(plane[frame[k], y, x]) for plane in planes], 1) / area[:, None]
-    return area, cx, cy, alone, outline, _surface(planes, total, area, piece, frame[k], y, x, around, edge), rgb
+    return area, cx, cy, alone, outline, _surface(planes, total, area, piece, frame[k], y, x, around, edge), rgb, fringe
 
 
 def _surface(

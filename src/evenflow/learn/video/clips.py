@@ -28,10 +28,10 @@ from ...world import Film, Variety, film
 
 TINY = PRESETS["tiny"]
 CHUNK, STRIDE = TINY.chunk, TINY.stride[0]
-# What the tiny model is to know: one or two plain things, three kinds of pictures of each place, no weather.
+# What the tiny model is to know: one or two plain things that are big enough to have a shape in 64 × 64 pixels, no weather.
 VARIETY = Variety(
-    things=(1, 2), shapes=("circle", "square", "triangle", "star", "ring", "diamond"), textures=("plain",),
-    motions=("still", "drift left", "drift right", "bounce", "spin"), weathers=("clear",),
+    things=(1, 2), shapes=("circle", "square", "triangle", "star", "ring"), sizes=("medium", "large"), textures=("plain",),
+    motions=("still", "drift left", "drift right", "bounce"), weathers=("clear",),
     cameras=("still", "pan left", "pan right"),
 )  # fmt: skip
 

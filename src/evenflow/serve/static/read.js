@@ -47,6 +47,8 @@ export class Read {
     this.latest = null;
     this.sent = 0;
     $("flow").replaceChildren();
+    for (const id of ["r-loss", "r-rate", "r-bytes", "r-tokens"]) $(id).textContent = "–";
+    $("r-tokens-note").textContent = "the model is being loaded…";
     this.source = this.pieces();
     this.busy(true);
     this.wire = new Wire("/v1/read", {
