@@ -24,10 +24,11 @@ from ...models.video import PRESETS
 from ...models.video.codec import TinyCodec
 from ...models.video.files import load_codec
 from ...models.video.tracks import canvas
-from ...world import Film, Variety, film
+from ...world import COLOURS, SHAPES, Film, Variety, film
 
 TINY = PRESETS["tiny"]
 CHUNK, STRIDE = TINY.chunk, TINY.stride[0]
+PARTS = ("latents", "prompts", "tracks", "kinds")  # of a shard
 # What the tiny model is to know: one or two plain things that are big enough to have a shape in 64 × 64 pixels, no weather.
 VARIETY = Variety(
     things=(1, 2), shapes=("circle", "square", "triangle", "star", "ring"), sizes=("medium", "large"), textures=("plain",),
@@ -66,18 +67,20 @@ def as_frames(pixels: np.ndarray) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Clips:
     """Clips of one length: latents float16 [N, L, C, h, w]; prompts of every chunk, numbers [N, L/3] into `texts`;
-    tracks in pixels float32 [N, 4·L, M, 2] (nan: not visible); the first latent's tracks stand four times."""
+    tracks in pixels float32 [N, 4·L, M, 2] (nan: not visible); the first latent's tracks stand four times; kinds: colour
+    and shape of every track at the end, numbers int64 [N, M, 2], −1 where there is none."""
 
     latents: Tensor
     prompts: Tensor
     tracks: Tensor
+    kinds: Tensor
     texts: list[str]
 
 
 def coded(films: Sequence[Film], codec: TinyCodec, most: int = 4) -> Clips:
     """Films as clips. most: tracks that are kept of each."""
     texts: dict[str, int] = {}
-    latents, prompts, tracks = [], [], []
+    latents, prompts, tracks, kinds = [], [], [], []
     for made in films:
         z, _ = codec.encode(as_frames(made.pixels)[None])
         latents.append(z[0].half())
@@ -88,7 +91,9 @@ def coded(films: Sequence[Film], codec: TinyCodec, most: int = 4) -> Clips:
         points = np.pad(points, ((STRIDE - 1, 0), (0, most - points.shape[1]), (0, 0)), constant_values=np.nan)
         points[: STRIDE - 1] = points[STRIDE - 1]
         tracks.append(torch.from_numpy(points.astype(np.float32)))
-    return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), list(texts))
+        kind = [(list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)) for thing in made.things[:most]]
+        kinds.append(torch.tensor(kind + [(-1, -1)] * (most - len(kind))))
+    return Clips(*map(torch.stack, (latents, prompts, tracks, kinds)), list(texts))
 
 
 class Shards:
@@ -107,8 +112,7 @@ class Shards:
             if path.name not in self.held:
                 with safe_open(path, "pt") as file:
                     texts = json.loads(file.metadata()["texts"])
-                    latents, prompts, tracks = (file.get_tensor(name) for name in ("latents", "prompts", "tracks"))
-                self.held[path.name] = Clips(latents, prompts, tracks, texts)
+                    self.held[path.name] = Clips(*(file.get_tensor(name) for name in PARTS), texts)
 
     def __len__(self) -> int:
         return sum(len(clips.latents) for clips in self.held.values())
@@ -123,7 +127,7 @@ class Shards:
         files = list(self.held.values())
         sizes = np.cumsum([len(clips.latents) for clips in files])
         texts: dict[str, int] = {}
-        latents, prompts, tracks = [], [], []
+        latents, prompts, tracks, kinds = [], [], [], []
         for n in random.integers(sizes[-1], size=batch):
             which = int(np.searchsorted(sizes, n, "right"))
             clips, row = files[which], int(n - (sizes[which - 1] if which else 0))
@@ -131,7 +135,8 @@ class Shards:
             said = [clips.texts[i] for i in clips.prompts[row].tolist()]
             prompts.append(torch.tensor([texts.setdefault(text, len(texts)) for text in said]))
             tracks.append(clips.tracks[row])
-        return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), list(texts))
+            kinds.append(clips.kinds[row])
+        return Clips(*map(torch.stack, (latents, prompts, tracks, kinds)), list(texts))
 
 
 def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -> Tensor:
@@ -175,7 +180,7 @@ def main(
         if path.exists():
             continue
         clips = coded([filmed(seed, latents) for seed in some], coder)
-        parts = {"latents": clips.latents, "prompts": clips.prompts, "tracks": clips.tracks}
+        parts = {name: getattr(clips, name) for name in PARTS}
         save_file(parts, path.with_suffix(".part"), {"texts": json.dumps(clips.texts)})
         path.with_suffix(".part").replace(path)
 

@@ -8,7 +8,7 @@ clips that see themselves both ways, with levels that rise from front to back or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,21 +16,27 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 from ...models.video import PRESETS, VideoConfig, VideoTransformer
-from ...models.video.files import save_transformer, save_words
+from ...models.video.files import load_transformer, load_words, save_transformer, save_words
 from ...models.video.words import Words
-from ...world import VOCABULARY
+from ...world import COLOURS, SHAPES, VOCABULARY
 from .attention import Clip
 from .clips import CHUNK, STRIDE, Clips, Shards, conditions
 from .run import Average, Run, grown, optimizers
 
+TOKEN, THING = 9.0, 15.0  # pixels from a thing's centre within which a token is called it, and its picture weighs more
 CAUSAL, RISING, EQUAL = "causal", "rising", "equal"
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the kinds of steps, and of what is left out. frames: latent frames of a training clip."""
+    """Shares of the kinds of steps, and of what is left out. frames: latent frames of a training clip.
+
+    things: how much more the loss weighs where a thing is; a small part of a picture, and what is looked at. named: how
+    much telling the things in every token from the middle of the network weighs.
+    """
 
     frames: int = 12
     rising: float = 0.12
@@ -39,6 +45,8 @@ class Mix:
     sink: float = 0.3  # of steps: the first chunk of the clip before frames from later on
     no_text: float = 0.1
     no_tracks: float = 0.6
+    things: float = 3.0
+    named: float = 0.05
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
@@ -62,19 +70,59 @@ def levels(random: np.random.Generator, kind: str, batch: int, chunks: int, shif
 
 def cropped(random: np.random.Generator, clips: Clips, frames: int, sink: bool) -> tuple[Clips, Tensor]:
     """`frames` latent frames of every clip, at the same place, and where attention puts them, [frames]."""
-    last = clips.latents.shape[1] - frames
-    start = int(random.integers(last // CHUNK + 1)) * CHUNK
+    last, step = clips.latents.shape[1] - frames, min(frames, CHUNK)
+    start = int(random.integers(last // step + 1)) * step
     if random.random() < 0.25:
         start = 0
     times = torch.arange(start, start + frames)
-    if sink:
+    if sink and frames > CHUNK:
         times[:CHUNK] = torch.arange(CHUNK)
     where = times if random.random() < 0.5 else torch.arange(frames)  # at their times, or as a buffer counts them
     pixels = (times[:, None] * STRIDE + torch.arange(STRIDE)).flatten()
-    part = Clips(
-        clips.latents[:, times], clips.prompts[:, times[::CHUNK] // CHUNK], clips.tracks[:, pixels], clips.texts
+    part = replace(
+        clips,
+        latents=clips.latents[:, times],
+        prompts=clips.prompts[:, times[::CHUNK] // CHUNK],
+        tracks=clips.tracks[:, pixels],
     )
     return part, where
+
+
+def apart(tracks: Tensor, size: tuple[int, int], stride: tuple[int, int, int]) -> Tensor:
+    """How far every cell of `size` is from every track, in pixels, at its nearest frame: [B, F, M, rows, columns].
+
+    tracks: [B, time·F, M, 2]; stride: pixel frames, rows and columns of pixels of a cell. Infinite where there is none.
+    """
+    y, x = ((torch.arange(n) + 0.5) * s for n, s in zip(size, stride[1:], strict=True))
+    points = tracks[..., None, None].nan_to_num(torch.inf)
+    far = torch.hypot(points[..., 0, :, :] - x, points[..., 1, :, :] - y[:, None])
+    return far.unflatten(1, (-1, stride[0])).amin(2)
+
+
+class Named(nn.Module):
+    """Tells the colour and shape of the thing in a token from the middle of the network; thrown away after training."""
+
+    def __init__(self, transformer: VideoTransformer) -> None:
+        super().__init__()
+        self.colour = nn.Linear(transformer.config.dim, len(COLOURS) + 1)
+        self.shape = nn.Linear(transformer.config.dim, len(SHAPES) + 1)
+        middle = transformer.blocks[len(transformer.blocks) // 2]
+        middle.register_forward_hook(self.seen)
+        self.tokens = torch.empty(0)
+
+    def seen(self, block: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        self.tokens = out
+
+    def loss(self, far: Tensor, kinds: Tensor, known: Tensor) -> Tensor:
+        """Cross entropy. far: `apart` of tokens; kinds [B, M, 2]; known: bool [B], rows whose kinds are right."""
+        nearest = far.min(2)
+        total = self.tokens.new_zeros((), dtype=torch.float32)
+        for head, number in ((self.colour, 0), (self.shape, 1)):
+            kind = kinds[..., number][:, None, :, None, None].expand(far.shape).gather(2, nearest.indices[:, :, None])
+            label = torch.where(nearest.values < TOKEN, kind[:, :, 0] + 1, 0).flatten(1)
+            told = fn.cross_entropy(head(self.tokens).float().transpose(1, 2), label, reduction="none")
+            total = total + (told.mean(1) * known).sum() / known.sum().clamp_min(1)
+        return total
 
 
 class Pretraining:
@@ -86,30 +134,42 @@ class Pretraining:
         self.words = Words(sorted(VOCABULARY), config.text_dim, config.text_len)
         self.transformer = VideoTransformer(config)
         started(self.transformer)
+        self.named = Named(self.transformer)
         self.random = np.random.default_rng(seed)
 
     def loss(self, clips: Clips) -> dict[str, Tensor]:
         """Mean squared error of the velocity on one batch, and by kind of step."""
         random, mix, config = self.random, self.mix, self.config
         kind = random.choice([RISING, EQUAL, CAUSAL], p=[mix.rising, mix.equal, 1 - mix.rising - mix.equal])
+        if mix.frames <= CHUNK:
+            kind = EQUAL
         part, times = cropped(random, clips, mix.frames, random.random() < mix.sink)
         x0 = part.latents.float()
         batch, frames = x0.shape[:2]
-        sigma = levels(random, kind, batch, frames // CHUNK, config.shift, mix.clean).repeat_interleave(CHUNK, 1)
+        chunk = min(frames, CHUNK)
+        sigma = levels(random, kind, batch, frames // chunk, config.shift, mix.clean).repeat_interleave(chunk, 1)
         noise = torch.randn_like(x0)
         wide = sigma[:, :, None, None, None]
         x = torch.cat([(1 - wide) * x0 + wide * noise, conditions(random, part.tracks, mix.no_tracks)], 2)
         said = part.prompts + 1
         said[torch.from_numpy(random.random(batch) < mix.no_text)] = 0
         height, width = x.shape[-2] // config.patch[1], x.shape[-1] // config.patch[2]
+        token = (config.stride[0], config.stride[1] * config.patch[1], config.stride[2] * config.patch[2])
         attend = Clip(self.transformer.rope, config.head_dim, times, height, width, CHUNK if kind == CAUSAL else None)
         with torch.autocast("cpu", torch.bfloat16):
             text = self.transformer.read(self.words.encode(["", *part.texts])[said.flatten()])
             velocity = self.transformer(x, 1000 * sigma, text, attend).float()
-        error = (velocity - (noise - x0)).square().mean((2, 3, 4))
-        counted = (sigma > 0.02).float()  # clean context is there to be read
-        loss = (error * counted).sum() / counted.sum().clamp_min(1)
-        return {"loss": loss, str(kind): loss.detach()}
+            one = (part.prompts == part.prompts[:, :1]).all(1)
+            named = self.named.loss(apart(part.tracks, (height, width), token), part.kinds, one)
+        error = (velocity - (noise - x0)).square().mean(2)
+        near = apart(part.tracks, (x0.shape[-2], x0.shape[-1]), config.stride).amin(2) < THING
+        counted = (sigma > 0.02).float()[:, :, None, None]  # clean context is there to be read
+        loss, weighed = (
+            (error * w).sum() / (counted.expand_as(error).sum().clamp_min(1))
+            for w in (counted, counted * (1 + (mix.things - 1) * near))
+        )
+        figures = {"loss": loss, "named": named, str(kind): loss}
+        return {"total": weighed + mix.named * named} | {name: value.detach() for name, value in figures.items()}
 
 
 def started(transformer: VideoTransformer) -> None:
@@ -140,21 +200,33 @@ def export(run: Run, config: VideoConfig, words: Words, transformer: VideoTransf
 def main(
     clips: Annotated[Path, typer.Option(help="Folder of shards that evenflow.learn.video.clips made.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, curve and the model.")],
+    words: Annotated[
+        Path | None, typer.Option(help="Words that can read already, of evenflow.learn.video.words.")
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Folder of a model to start from.")] = None,
+    frames: Annotated[int, typer.Option(help="Latent frames of a clip: 1, or a multiple of 3.", min=1)] = 12,
     minutes: Annotated[float, typer.Option(help="Minutes to train.", min=0)] = 90.0,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    untracked: Annotated[float, typer.Option(help="Share of clips whose tracks are not told.")] = 0.6,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
-    """Train the tiny video model from scratch by flow matching."""
+    """Train the tiny video model by flow matching."""
     torch.set_num_threads(threads)
     stock, config = Shards(clips), PRESETS["tiny"]
-    training = Pretraining(config, Mix(), seed)
-    modules = {"transformer": training.transformer, "words": training.words}
+    training = Pretraining(config, Mix(frames=frames, no_tracks=untracked), seed)
+    if words is not None:
+        training.words.load_state_dict(load_words(words).state_dict())
+    if start is not None:
+        training.transformer.load_state_dict(load_transformer(start / "transformer.safetensors").state_dict())
+        training.words.load_state_dict(load_words(start / "words.safetensors").state_dict())
+    modules = {"transformer": training.transformer, "words": training.words, "named": training.named}
     each = {name: optimizers(module, rate) for name, module in modules.items()}
     named = {f"{name}.{n}": o for name, many in each.items() for n, o in enumerate(many)}
-    run = Run(out, minutes, modules, named, {name: Average(module, 0.998) for name, module in modules.items()})
+    averages = {name: Average(modules[name], 0.998) for name in ("transformer", "words")}
+    run = Run(out, minutes, modules, named, averages)
     if resume:
         run.load()
         training.random = np.random.default_rng([seed, run.step])
@@ -163,13 +235,13 @@ def main(
         if run.step % 100 == 0:
             stock.refresh()
         losses = training.loss(stock.draw(training.random, batch))
-        losses["loss"].backward()
+        losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in named.values():
             grown(optimizer, [], run.rate(rate))
-        for name, module in modules.items():
-            run.averages[name].update(module)
-        figures.update({name: float(value) for name, value in losses.items()})
+        for name, average in averages.items():
+            average.update(modules[name])
+        figures.update({name: float(value.detach()) for name, value in losses.items()})
         if run.step % 500 == 499:
             export(run, config, training.words, training.transformer, out / "model")
     export(run, config, training.words, training.transformer, out / "model")

@@ -70,7 +70,7 @@ PRESETS: dict[str, VideoConfig] = {
     for config in (
         VideoConfig(
             "tiny", dim=256, ffn_dim=1024, heads=4, layers=7, in_channels=56, out_channels=24, text_dim=128, text_len=48, freq_dim=128,
-            shift=3.0, stride=(4, 4, 4), size=(64, 64),
+            shift=5.0, stride=(4, 4, 4), size=(64, 64),
         ),
         VideoConfig("wan2.1-1.3b", dim=1536, ffn_dim=8960, heads=12, layers=30),
         VideoConfig("wan2.1-14b", dim=5120, ffn_dim=13824, heads=40, layers=40),

@@ -38,6 +38,14 @@ def wave(t: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
+def normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMS norm of x [..., dim], in its dtype. Where weights are of another (autocast), no fused kernel takes them."""
+    if x.dtype == norm.weight.dtype:
+        return norm(x)
+    size = torch.linalg.vecdot(x, x)[..., None].float() / x.shape[-1]
+    return x * torch.rsqrt(size + norm.eps).to(x.dtype) * norm.weight.to(x.dtype)
+
+
 class Attention(nn.Module):
     """Projections of one attention, with an RMS norm of queries and keys over all channels before they are heads."""
 
@@ -53,10 +61,10 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def query(self, x: Tensor) -> Tensor:
-        return self.split(self.norm_q(self.q(x)))
+        return self.split(normed(self.q(x), self.norm_q))
 
     def key(self, x: Tensor) -> Tensor:
-        return self.split(self.norm_k(self.k(x)))
+        return self.split(normed(self.k(x), self.norm_k))
 
     def value(self, x: Tensor) -> Tensor:
         return self.split(self.v(x))
@@ -100,7 +108,12 @@ class Block(nn.Module):
     def read(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Cross-attention; frames read the text of their group where there are several a row."""
         grouped = x.reshape(len(keys), -1, x.shape[-1])
-        seen = fn.scaled_dot_product_attention(self.cross_attn.query(grouped), keys, values)
+        query = self.cross_attn.query(grouped)
+        if torch.is_grad_enabled():  # backwards, the fused kernel is many times slower on a CPU than two products
+            weights = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2)).softmax(-1)
+            seen = torch.matmul(weights.to(values.dtype), values)
+        else:
+            seen = fn.scaled_dot_product_attention(query, keys, values)
         return self.cross_attn.out(seen).reshape(x.shape)
 
 
