@@ -93,7 +93,7 @@ def coded(films: Sequence[Film], codec: TinyCodec, most: int = 4) -> Clips:
         tracks.append(torch.from_numpy(points.astype(np.float32)))
         kind = [(list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)) for thing in made.things[:most]]
         kinds.append(torch.tensor(kind + [(-1, -1)] * (most - len(kind))))
-    return Clips(*map(torch.stack, (latents, prompts, tracks, kinds)), texts=list(texts))
+    return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), torch.stack(kinds), list(texts))
 
 
 class Shards:
@@ -112,7 +112,8 @@ class Shards:
             if path.name not in self.held:
                 with safe_open(path, "pt") as file:
                     texts = json.loads(file.metadata()["texts"])
-                    self.held[path.name] = Clips(*(file.get_tensor(name) for name in PARTS), texts=texts)
+                    latents, prompts, tracks, kinds = (file.get_tensor(name) for name in PARTS)
+                self.held[path.name] = Clips(latents, prompts, tracks, kinds, texts)
 
     def __len__(self) -> int:
         return sum(len(clips.latents) for clips in self.held.values())
@@ -136,7 +137,7 @@ class Shards:
             prompts.append(torch.tensor([texts.setdefault(text, len(texts)) for text in said]))
             tracks.append(clips.tracks[row])
             kinds.append(clips.kinds[row])
-        return Clips(*map(torch.stack, (latents, prompts, tracks, kinds)), texts=list(texts))
+        return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), torch.stack(kinds), list(texts))
 
 
 def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -> Tensor:
