@@ -24,7 +24,7 @@ from ...models.video.words import Words
 from ...world import COLOURS, SHAPES, VOCABULARY
 from .attention import Clip
 from .clips import CHUNK, STRIDE, Clips, Shards, conditions
-from .run import Average, Run, grown, optimizers
+from .run import Average, Run, grown, joined, optimizers, shared
 
 TOKEN, THING = 9.0, 15.0  # pixels from a thing's centre within which a token is called it, and its picture weighs more
 CAUSAL, RISING, EQUAL = "causal", "rising", "equal"
@@ -203,7 +203,7 @@ def main(
     words: Annotated[
         Path | None, typer.Option(help="Words that can read already, of evenflow.learn.video.words.")
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="Folder of a model to start from.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of a model to start from.")] = None,
     frames: Annotated[int, typer.Option(help="Latent frames of a clip: 1, or a multiple of 3.", min=1)] = 12,
     minutes: Annotated[float, typer.Option(help="Minutes to train.", min=0)] = 90.0,
     batch: Annotated[int, typer.Option(min=1)] = 8,
@@ -215,13 +215,14 @@ def main(
 ) -> None:
     """Train the tiny video model by flow matching."""
     torch.set_num_threads(threads)
+    rank = joined()
     stock, config = Shards(clips), PRESETS["tiny"]
     training = Pretraining(config, Mix(frames=frames, no_tracks=untracked), seed)
     if words is not None:
         training.words.load_state_dict(load_words(words).state_dict())
-    if start is not None:
-        training.transformer.load_state_dict(load_transformer(start / "transformer.safetensors").state_dict())
-        training.words.load_state_dict(load_words(start / "words.safetensors").state_dict())
+    if base is not None:
+        training.transformer.load_state_dict(load_transformer(base / "transformer.safetensors").state_dict())
+        training.words.load_state_dict(load_words(base / "words.safetensors").state_dict())
     modules = {"transformer": training.transformer, "words": training.words, "named": training.named}
     each = {name: optimizers(module, rate) for name, module in modules.items()}
     named = {f"{name}.{n}": o for name, many in each.items() for n, o in enumerate(many)}
@@ -229,22 +230,25 @@ def main(
     run = Run(out, minutes, modules, named, averages)
     if resume:
         run.load()
-        training.random = np.random.default_rng([seed, run.step])
+    training.random = np.random.default_rng([seed, run.step, rank])
+    torch.manual_seed(1000 * seed + 100 * run.step + rank)
     parameters = [p for module in modules.values() for p in module.parameters()]
     for figures in run.steps("pretrain", every=100):
         if run.step % 100 == 0:
             stock.refresh()
         losses = training.loss(stock.draw(training.random, batch))
         losses["total"].backward()
+        shared(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in named.values():
             grown(optimizer, [], run.rate(rate))
         for name, average in averages.items():
             average.update(modules[name])
         figures.update({name: float(value.detach()) for name, value in losses.items()})
-        if run.step % 500 == 499:
+        if run.first and run.step % 500 == 499:
             export(run, config, training.words, training.transformer, out / "model")
-    export(run, config, training.words, training.transformer, out / "model")
+    if run.first:
+        export(run, config, training.words, training.transformer, out / "model")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 def optimizers(module: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
@@ -27,6 +28,15 @@ def optimizers(module: nn.Module, rate: float, betas: tuple[float, float] = (0.9
     if inner:
         made.append(torch.optim.Muon(inner, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     return made
+
+
+def agreed(seconds: float) -> float:
+    """The first process's time, so that all end with the same step."""
+    if not distributed.is_initialized():
+        return seconds
+    said = torch.tensor([seconds], dtype=torch.float64)
+    distributed.broadcast(said, 0)
+    return float(said)
 
 
 class Average:
@@ -51,6 +61,26 @@ class Average:
             parameter.copy_(self.values[name])
 
 
+def joined() -> int:
+    """Number of this process among those that `torchrun` started, which then share every step; 0 where it did not."""
+    if "RANK" not in os.environ:
+        return 0
+    distributed.init_process_group("gloo")
+    return distributed.get_rank()
+
+
+def shared(parameters: Iterable[nn.Parameter]) -> None:
+    """Make gradients the mean over all processes."""
+    if not distributed.is_initialized():
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
 class Run:
     """A run of `minutes`, with a checkpoint and a curve in `folder`, which a later run may resume."""
 
@@ -62,7 +92,7 @@ class Run:
         self.folder, self.minutes = folder, minutes
         self.modules, self.optimizers, self.averages = modules, optimizers, averages
         self.step, self.seconds = 0, 0.0
-        self._since = time.perf_counter()
+        self.first = not distributed.is_initialized() or distributed.get_rank() == 0  # it keeps the books
 
     @property
     def checkpoint(self) -> Path:
@@ -135,14 +165,14 @@ class Run:
                 figures: dict[str, float] = {}
                 yield figures
                 self.step += 1
-                self.seconds += time.perf_counter() - start
+                self.seconds = agreed(self.seconds + time.perf_counter() - start)
                 for name, value in figures.items():
                     if not math.isfinite(value):
                         raise ValueError(f"{name} is {value} at step {self.step}; lower the learning rate")
                     smooth[name] = 0.98 * smooth.get(name, value) + 0.02 * value
                 text = "  ".join(f"{name} {value:.4f}" for name, value in smooth.items())
                 progress.update(bar, completed=self.done, description=f"{what} step {self.step}  {text}")
-                if self.step % every == 0 or self.done >= 1:
+                if self.first and (self.step % every == 0 or self.done >= 1):
                     line = {"step": self.step, "seconds": round(self.seconds, 1)}
                     curve.write(json.dumps(line | {name: round(v, 5) for name, v in smooth.items()}) + "\n")
                     curve.flush()
