@@ -26,7 +26,7 @@ from ...world import describe, draw_scene, next_scene
 from .attention import Clip, Rollout
 from .clips import CHUNK, VARIETY, Shards, conditions
 from .pretrain import shifted
-from .run import Average, Run, grown
+from .run import Average, Run, grown, joined, shared
 
 
 def warped(steps: tuple[int, ...], shift: float) -> list[float]:
@@ -184,13 +184,13 @@ def main(
     teacher: Annotated[Path, typer.Option(help="Folder of the model that is distilled.")],
     clips: Annotated[Path, typer.Option(help="Folder of shards, for prompts and tracks.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, curve and the model.")],
-    start: Annotated[
+    base: Annotated[
         Path | None, typer.Option(help="Folder of a generator to start from (default: the teacher).")
     ] = None,
     minutes: Annotated[float, typer.Option(min=0)] = 40.0,
     batch: Annotated[int, typer.Option(min=1)] = 4,
-    frames: Annotated[int, typer.Option(help="Latent frames of a clip.", min=6)] = 12,
-    length: Annotated[int, typer.Option(help="Latent frames of a roll-out; above --frames: long tuning.", min=6)] = 12,
+    frames: Annotated[int, typer.Option(help="Latent frames of a clip, a multiple of 3.", min=3)] = 12,
+    length: Annotated[int, typer.Option(help="Latent frames of a roll-out; above --frames: long tuning.", min=3)] = 12,
     window: Annotated[int, typer.Option(help="Frames of the cache, 3 of them sinks.", min=6)] = 12,
     rate: Annotated[float, typer.Option(help="Learning rate of the generator.")] = 5e-5,
     critic_rate: Annotated[float, typer.Option(help="Learning rate of the critic.")] = 1e-4,
@@ -202,10 +202,9 @@ def main(
 ) -> None:
     """Distil the tiny video model to few steps on its own roll-outs."""
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    random, stock = np.random.default_rng(seed), Shards(clips)
+    rank, stock = joined(), Shards(clips)
     real, words = load_transformer(teacher / "transformer.safetensors"), load_words(teacher / "words.safetensors")
-    generator = copy.deepcopy(real) if start is None else load_transformer(start / "transformer.safetensors")
+    generator = copy.deepcopy(real) if base is None else load_transformer(base / "transformer.safetensors")
     setup = Distillation(
         generator.train(), real.requires_grad_(False), copy.deepcopy(real).requires_grad_(True), words, guidance
     )
@@ -217,7 +216,8 @@ def main(
     run = Run(out, minutes, modules, optimizers, {"generator": Average(generator, 0.99)})
     if resume:
         run.load()
-        random = np.random.default_rng([seed, run.step])
+    random = np.random.default_rng([seed, run.step, rank])
+    torch.manual_seed(1000 * seed + 100 * run.step + rank)
     sigmas, streams, chunks = warped(generator.config.steps, generator.config.shift), None, frames // CHUNK
     with torch.no_grad():
         empty = words.encode([""])[:, None]
@@ -228,16 +228,19 @@ def main(
         x, text, tracks = roll(generator, words, streams, chunks, int(random.integers(len(sigmas))), sigmas)
         loss = setup.generator_loss(x, tracks, text, empty)
         loss.backward()
+        shared(generator.parameters())
         grown(optimizers["generator"], list(generator.parameters()), run.rate(rate, 20))
         run.averages["generator"].update(generator)
         for _ in range(critic_updates):
             error = setup.critic_loss(x.detach(), tracks, text)
             error.backward()
+            shared(setup.critic.parameters())
             grown(optimizers["critic"], list(setup.critic.parameters()), run.rate(critic_rate, 20))
         figures.update(dmd=float(loss), critic=float(error), deviation=float(x.detach().std()))
-        if run.step % 100 == 99 or run.done >= 1:
+        if run.first and run.step % 50 == 49:
             export(run, generator, words, out / "model")
-    export(run, generator, words, out / "model")
+    if run.first:
+        export(run, generator, words, out / "model")
 
 
 def export(run: Run, generator: VideoTransformer, words: Words, folder: Path) -> None:

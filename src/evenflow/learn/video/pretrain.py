@@ -27,6 +27,7 @@ from .clips import CHUNK, STRIDE, Clips, Shards, conditions
 from .run import Average, Run, grown, joined, optimizers, shared
 
 TOKEN, THING = 9.0, 15.0  # pixels from a thing's centre within which a token is called it, and its picture weighs more
+DECIDED = 0.75  # the noise level below which it can be seen where things are
 CAUSAL, RISING, EQUAL = "causal", "rising", "equal"
 
 
@@ -163,6 +164,7 @@ class Pretraining:
             named = self.named.loss(apart(part.tracks, (height, width), token), part.kinds, one)
         error = (velocity - (noise - x0)).square().mean(2)
         near = apart(part.tracks, (x0.shape[-2], x0.shape[-1]), config.stride).amin(2) < THING
+        near &= (sigma < DECIDED)[:, :, None, None]  # above, where things are is open: weights would make more of them
         counted = (sigma > 0.02).float()[:, :, None, None]  # clean context is there to be read
         loss, weighed = (
             (error * w).sum() / (counted.expand_as(error).sum().clamp_min(1))
