@@ -40,8 +40,9 @@ def test_the_example_of_the_readme_runs(tmp_path):
     assert re.search(r"^\d+ tokens read, \d+ bytes held$", said, re.MULTILINE), said
 
 
-def test_the_example_of_the_verbs_page_runs(tmp_path):
-    for number, code in enumerate(blocks(ROOT / "docs" / "verbs.md")):
+@pytest.mark.parametrize("page", ["schedules.md", "verbs.md", "video.md"])
+def test_the_examples_of_a_page_run(tmp_path, page):
+    for number, code in enumerate(blocks(ROOT / "docs" / page)):
         (tmp_path / f"{number}.py").write_text(code, encoding="utf-8")
         run([f"{number}.py"], tmp_path)
 
