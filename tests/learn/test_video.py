@@ -344,6 +344,13 @@ def test_the_codec_gives_the_same_bits_however_a_stream_is_cut():
         assert torch.equal(torch.cat(parts, 1), pictures)
 
 
+def test_a_codec_of_half_precision_takes_any_type():
+    codec = TinyCodec(8, 12, 1).bfloat16()
+    z, _ = codec.encode(torch.rand(1, 5, 3, 16, 16) * 2 - 1)
+    pictures, _ = codec.decode(z.float())
+    assert z.dtype == pictures.dtype == torch.bfloat16
+
+
 def test_components_are_orthonormal_and_latents_of_unit_size():
     codec = TinyCodec(16, 8, 1)
     films = torch.stack([fitting.whole_groups(n, 4) for n in range(4)])

@@ -33,11 +33,14 @@ def run(arguments: list[str | Path], folder: Path) -> str:
     return done.stdout
 
 
-def test_the_example_of_the_readme_runs(tmp_path):
-    (code,) = blocks(ROOT / "README.md")
-    (tmp_path / "example.py").write_text(code, encoding="utf-8")
-    said = run(["example.py"], tmp_path)
-    assert re.search(r"^\d+ tokens read, \d+ bytes held$", said, re.MULTILINE), said
+def test_the_examples_of_the_readme_run(tmp_path):
+    video, text = blocks(ROOT / "README.md")
+    for code, said in (
+        (video, r"^\d+ frames, \d+ bytes held: a large blue square .* at night$"),
+        (text, r"^\d+ tokens read, \d+ bytes held$"),
+    ):
+        (tmp_path / "example.py").write_text(code, encoding="utf-8")
+        assert re.search(said, run(["example.py"], tmp_path), re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", ["schedules.md", "verbs.md", "video.md"])

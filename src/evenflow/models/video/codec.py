@@ -85,12 +85,15 @@ class TinyCodec(nn.Module):
     def encode(self, frames: Tensor, state: CodecState | None = None) -> tuple[Tensor, CodecState]:
         """Frames [B, n, 3, H, W] in [−1, 1] → latents [B, F, channels, H/4, W/4] of all groups of 4 that are complete.
 
+        Both ways the codec works in the type of its weights.
+
         state: what the call before gave; None starts a stream, whose first frame alone makes a latent.
         """
         if frames.ndim != 5 or frames.shape[2] != 3 or frames.shape[-1] % SIDE or frames.shape[-2] % SIDE:
             raise ValueError(
                 f"frames are {tuple(frames.shape)}; expected [B, n, 3, H, W] with H and W multiples of {SIDE}"
             )
+        frames = frames.to(self.basis.dtype)
         if state is None:
             frames = torch.cat([frames[:, :1].expand(-1, TIME - 1, -1, -1, -1), frames], 1)
         elif state.waiting is not None:
@@ -106,6 +109,7 @@ class TinyCodec(nn.Module):
         """Latents [B, F, channels, h, w] → frames [B, 4·F, 3, 4h, 4w] in [−1, 1]; 3 fewer where a stream starts."""
         if latents.ndim != 5 or latents.shape[1] < 1 or latents.shape[2] != self.channels:
             raise ValueError(f"latents are {tuple(latents.shape)}; expected [B, F ≥ 1, {self.channels}, h, w]")
+        latents = latents.to(self.basis.dtype)
         before, frames = None if state is None else state.before, []
         for latent in latents.unbind(1):
             made = self.sharpened(latent, latent if before is None else before)
