@@ -6,6 +6,7 @@ A server of its own and a headless Chromium; the page is steered by a prompt and
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,6 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from tests.browser.conftest import chromium  # noqa: E402
 
 WIDTH, HEIGHT, SHOWN = 1280, 800, (960, 600)
 EVERY, SECONDS = 0.25, 15.0
@@ -62,7 +59,8 @@ def main(out: Path) -> None:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
-            browser = player.chromium.launch(executable_path=chromium(), args=["--disable-gpu", "--no-sandbox"])
+            path = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = player.chromium.launch(executable_path=path, args=["--disable-gpu", "--no-sandbox"])
             pictures = played(browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}), address)
             browser.close()
         finally:

@@ -67,14 +67,15 @@ def live(
 
 
 def suggestions() -> list[str]:
-    """Prompts in the words of the synthetic world, always the same ones."""
+    """Prompts of what the tiny model was trained on, always the same ones."""
     import numpy as np
 
+    from ..learn.video.clips import VARIETY
     from ..world import describe, draw_scene
 
     draw, found = np.random.default_rng(4), list[str]()
     while len(found) < SUGGESTIONS:
-        text = describe(draw_scene(draw, "easy"))
+        text = describe(draw_scene(draw, VARIETY))
         if len(text) <= SHORT and text not in found:
             found.append(text)
     return found

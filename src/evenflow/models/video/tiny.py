@@ -52,6 +52,6 @@ def load_tiny(
     for part in (transformer, codec, words):
         part.requires_grad_(False).to(device=device, dtype=dtype or torch.float32)
     notes = (
-        "It knows one or two plain things, their colours, shapes and sizes, and six places by day, dusk and night.",
+        "It knows one or two plain things (circle, square, triangle, star, ring) and six places by day, dusk and night.",
     )
     return VideoModel(PRESETS["tiny"], transformer, codec, Reader(words), notes)
