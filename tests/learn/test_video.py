@@ -234,6 +234,10 @@ def test_tokens_are_told_what_is_in_them():
     assert named.tokens.shape == (1, 12, SMALL.dim), "tokens come from a hook on the middle block"
 
 
+def test_a_comma_is_no_word_that_is_missing():
+    assert words().unknown("a red circle, a green circle") == ["green"]
+
+
 def test_words_learn_to_say_what_a_sentence_says_of_its_things(tmp_path):
     text = "a small red circle bounces and a large blue star rests over the sea"
     assert [split(text)[n] for n in nouns(text, 48)] == ["circle", "star"]

@@ -36,8 +36,8 @@ class Words(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def unknown(self, text: str) -> list[str]:
-        """Words of `text` that are not in the vocabulary, each once."""
-        return list(dict.fromkeys(word for word in split(text) if word not in self.number))
+        """Words of `text` that are not in the vocabulary, each once; commas are none."""
+        return list(dict.fromkeys(word for word in split(text) if word != "," and word not in self.number))
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
         """Numbers of the words, int64 [B, length], 0 behind the last; what is too long is cut."""
