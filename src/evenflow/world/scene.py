@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -90,7 +91,17 @@ class Variety:
         fewest, most = self.things
         if not 0 <= fewest <= most <= MOST_THINGS:
             raise ValueError(f"things must be (fewest, most) within 0 to {MOST_THINGS}, got {self.things}")
-        known = (SHAPES, COLOURS, SIZES, TEXTURES, MOTIONS, PLACES, LIGHTS, WEATHERS, CAMERAS)
+        known: tuple[Iterable[str], ...] = (
+            SHAPES,
+            COLOURS,
+            SIZES,
+            TEXTURES,
+            MOTIONS,
+            PLACES,
+            LIGHTS,
+            WEATHERS,
+            CAMERAS,
+        )
         for entry, right in zip(fields(self)[1:-1], known, strict=True):
             chosen = getattr(self, entry.name)
             if not chosen:
