@@ -190,7 +190,7 @@ def test_a_text_is_read(page, server):
     page.click("#read-start")
     settle(lambda: "Read to the end" in text(page, "#toasts"), 20)
     assert float(text(page, "#r-loss")) > 0 and int(text(page, "#r-tokens").replace(",", "")) > 200
-    assert page.locator("#flow span").count() > 50
+    assert page.locator("#flow span").count() >= 20  # a sample of what is read, the less of it the faster it goes
     page.fill("#text-memory", "nonsense")
     page.click("#read-start")
     settle(lambda: "no recipe 'nonsense'" in text(page, "#toasts"))

@@ -83,3 +83,11 @@ def test_the_live_client_steers_a_server(tmp_path):
         said
     )
     assert not list((tmp_path / "sessions").iterdir()), "the client forgets its session"
+
+
+def test_a_film_of_the_world_is_what_was_asked_for(tmp_path):
+    said = run("world.py", tmp_path)
+    assert said.startswith("96 frames of 64×64, ")
+    assert re.search(r"^ *[\d.]+ s  bounce: the \w+ \w+", said, re.MULTILINE), said
+    shares = re.findall(r": (\d\.\d\d), (?:not )?obeyed$", said, re.MULTILINE)
+    assert len(shares) == 2 and all(float(share) > 0.7 for share in shares)
