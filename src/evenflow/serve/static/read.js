@@ -104,7 +104,7 @@ export class Read {
   }
 
   show(event) {
-    $("r-loss").textContent = event.nats?.toFixed(2) ?? "–";
+    $("r-loss").textContent = (event.nats ?? event.nats_all)?.toFixed(2) ?? "–";
     $("r-loss-note").textContent = event.nats_all == null ? "nats, lately" : `nats, lately; ${event.nats_all.toFixed(2)} over all`;
     $("r-rate").textContent = event.tokens_per_second == null ? "–" : Math.round(event.tokens_per_second).toLocaleString("en");
     $("r-bytes").textContent = amount(event.bytes);
