@@ -189,9 +189,8 @@ def test_a_text_is_read(page, server):
     page.fill("#text", "The sea was calm. " * 60)
     page.click("#read-start")
     settle(lambda: "Read to the end" in text(page, "#toasts"), 20)
-    settle(lambda: text(page, "#r-loss") != "–")  # figures are drawn a moment after they come
     assert float(text(page, "#r-loss")) > 0 and int(text(page, "#r-tokens").replace(",", "")) > 200
-    assert page.locator("#flow span").count() >= 20  # a sample of what is read, the less of it the faster it goes
+    assert page.locator("#flow span").count() > 250, "all that was read is shown, however fast"
     page.fill("#text-memory", "nonsense")
     page.click("#read-start")
     settle(lambda: "no recipe 'nonsense'" in text(page, "#toasts"))

@@ -17,7 +17,7 @@ from evenflow.serve.limits import Limits
 from evenflow.serve.pictures import Drift, decode
 from evenflow.serve.playback import Playback
 from evenflow.serve.protocol import Refused
-from evenflow.serve.reading import Reader, spans
+from evenflow.serve.reading import QUIET, Reader, spans
 from evenflow.serve.security import Guard
 from evenflow.serve.worker import Worker
 
@@ -161,13 +161,34 @@ def test_a_text_is_read_whole_however_it_is_cut(text, cuts):
         reader.append("more")
 
 
+def settled(reader):
+    """Turns until nothing is wanted any more: first what was read is told, a moment later."""
+    assert 0 < reader.wait(time.monotonic()) <= QUIET
+    time.sleep(QUIET)
+    assert reader.wait(time.monotonic()) == 0.0
+    reader.turn()
+    assert reader.wait(time.monotonic()) is None
+
+
+def test_all_that_was_read_is_told_though_nothing_more_comes():
+    told = []
+    reader = Reader(Letters, told.append, Limits(), lambda: None)
+    reader.append("one two three ")
+    while reader.wait(time.monotonic()) == 0.0:
+        reader.turn()
+    settled(reader)
+    last = [event for event in told if event["type"] == "read.progress"][-1]
+    assert last["tokens"] == len("one two three") and "".join(piece for piece, _ in last["pieces"]) == "one two three"
+
+
 def test_a_word_is_not_cut_where_a_message_ends_and_nothing_spins():
     stream = Letters()
     reader = Reader(lambda: stream, lambda event: None, Limits(text=100), lambda: None)
     reader.append("one tw")
     reader.turn()
     reader.turn()
-    assert "".join(map(chr, stream.read)) == "one" and reader.wait(0.0) is None
+    assert "".join(map(chr, stream.read)) == "one"
+    settled(reader)
     reader.append("o three")
     reader.turn()
     assert "".join(map(chr, stream.read)) == "one two" and reader._waiting == len(" three")

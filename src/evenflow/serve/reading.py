@@ -14,6 +14,7 @@ from .limits import Limits
 from .protocol import Refused
 
 TURN = 128  # tokens read in one turn
+SHOWN = 512  # tokens that a `read.progress` shows at most, the last ones
 PIECE = 4096  # characters made tokens at once
 QUIET = 0.1  # seconds between two `read.progress`
 
@@ -85,7 +86,10 @@ class Reader:
         if self._over:
             return None
         fresh = self._stream is None or self._ids or (self._text and not self._partial) or self._finishing
-        return 0.0 if fresh else None
+        if fresh:
+            return 0.0
+        # What was read is told even where nothing more comes: whoever sends may be waiting for that.
+        return max(0.0, self._told + QUIET - now) if self.tokens > self._since[0] else None
 
     def turn(self) -> None:
         """See `Job`."""
@@ -141,9 +145,10 @@ class Reader:
             self.tokens + len(ids),
         )
         words = self._stream.tokenizer.convert_ids_to_tokens(ids)
-        self._lately = [
+        self._lately += [
             (self._stream.tokenizer.convert_tokens_to_string([w]), n) for w, n in zip(words, nats, strict=True)
         ]
+        del self._lately[:-SHOWN]
 
     def _mean(self, tokens: int, nats: float, counted: int) -> float:
         return (self._nats - nats) / (self._counted - counted) if self._counted > counted else math.nan
@@ -162,5 +167,5 @@ class Reader:
             "pieces": [[piece, value] for piece, value in self._lately],
         }  # fmt: skip
         self._since = (self.tokens, self._nats, self._counted, self._seconds)
-        self._told = time.monotonic()
+        self._told, self._lately = time.monotonic(), []
         return told

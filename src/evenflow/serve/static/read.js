@@ -46,6 +46,7 @@ export class Read {
     this.loss.clear();
     this.latest = null;
     this.sent = 0;
+    this.finished = false;
     $("flow").replaceChildren();
     for (const id of ["r-loss", "r-rate", "r-bytes", "r-tokens"]) $(id).textContent = "–";
     $("r-tokens-note").textContent = "the model is being loaded…";
@@ -77,17 +78,18 @@ export class Read {
 
   /** Send as much as the server may have waiting. */
   async feed(waiting) {
-    if (this.feeding || !this.wire?.open) return;
-    this.feeding = true;
     const { wire, source } = this;
-    for (let ahead = waiting; ahead < AHEAD; ahead += PIECE) {
+    if (this.feeding === source || !wire?.open) return;
+    this.feeding = source; // another text may begin while this one is still being fetched
+    for (let ahead = waiting; ahead < AHEAD;) {
       const { done, value } = await source.next();
       if (this.wire !== wire || this.source !== source) break;
       if (done) { if (!this.finished) wire.send("read.finish"); this.finished = true; break; }
       this.finished = false;
       wire.send("read.append", { text: value });
+      ahead += value.length;
     }
-    this.feeding = false;
+    if (this.feeding === source) this.feeding = null;
   }
 
   heard(event) {
