@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-WIDTH, HEIGHT, SHOWN = 1280, 800, (960, 600)
+WIDTH, HEIGHT, SHOWN = 1440, 1080, (960, 720)
 EVERY, SECONDS = 0.25, 15.0
 FIRST = "a large red circle bounces over the sea, by day"
 THEN = "a large yellow star bounces over the sea, at night"
@@ -28,9 +28,8 @@ def played(page: Page, address: str) -> list[tuple[float, Image.Image]]:
     page.wait_for_selector('#status[data-state="open"]')
     page.fill("#prompt", FIRST)
     page.click("#start")
-    while (
-        page.inner_text("#f-fps") == "–"
-    ):  # the page allows no code that is made at run time, such as a wait for a function
+    # The page forbids code that is made at run time, and with it Playwright's wait for a function.
+    while page.inner_text("#f-fps") == "–":
         time.sleep(0.1)
     began, pictures, asked, drawn = time.monotonic(), [], False, False
     while (now := time.monotonic() - began) < SECONDS:
@@ -63,7 +62,9 @@ def main(out: Path) -> None:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
             path = shutil.which("chromium") or shutil.which("google-chrome")
-            browser = player.chromium.launch(executable_path=path, args=["--disable-gpu", "--no-sandbox"])
+            if path is None:
+                sys.exit("a browser is needed: install the package chromium")
+            browser = player.chromium.launch(executable_path=path, args=["--disable-gpu"])
             pictures = played(browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}), address)
             browser.close()
         finally:

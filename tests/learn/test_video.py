@@ -1,6 +1,8 @@
 """Training of the tiny video model, on a smaller one: the codec, clips, roll-outs, distribution matching, checkpoints."""
 
 import json
+import os
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from evenflow.learn.video.attention import Clip, Rollout
 from evenflow.learn.video.clips import CHUNK, Clips, Shards, coded, conditions, filmed
 from evenflow.learn.video.distill import Distillation, Sequence, called, grid, matched, roll, seen_whole, warped
 from evenflow.learn.video.pretrain import EQUAL, RISING, Mix, Named, Pretraining, apart, levels, started
-from evenflow.learn.video.run import Average, Run, grown, optimizers
+from evenflow.learn.video.run import Average, Run, agreed, grown, joined, optimizers, shared
 from evenflow.learn.video.words import nouns
 from evenflow.models.video import PRESETS, VideoTransformer, places
 from evenflow.models.video.codec import TinyCodec, blocks, unblocked
@@ -261,6 +263,37 @@ def test_flow_matching_lowers_its_loss(monkeypatch, frames):
             grown(optimizer, [], 3e-3)
         losses.append(float(loss))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+def partner(rank, port, folder):
+    """One of two processes: gradients of their own, and a clock of their own."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    assert joined() == rank
+    a, b, unused = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 2, 4))
+    a.grad, b.grad = torch.full((3,), 1.0 + rank), torch.tensor([rank, -rank]).float()
+    shared([a, unused, b])
+    assert unused.grad is None
+    run = Run(folder / str(rank), 1, {}, {}, {})
+    torch.save((a.grad, b.grad, agreed(10.0 + rank), run.first), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_a_step_and_a_clock(tmp_path):
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        port = some.getsockname()[1]
+    torch.multiprocessing.spawn(partner, (port, tmp_path), nprocs=2)
+    (a, b, clock, first), (a2, b2, clock2, first2) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(a, torch.full((3,), 1.5)) and torch.equal(b, torch.tensor([0.5, -0.5]))
+    assert torch.equal(a, a2) and torch.equal(b, b2) and clock == clock2 == 10.0 and first and not first2
+
+
+def test_a_process_alone_shares_with_nobody(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([1.0, 2.0])
+    shared([p])
+    assert joined() == 0 and agreed(3.0) == 3.0 and p.grad.tolist() == [1.0, 2.0]
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path):

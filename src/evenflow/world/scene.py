@@ -92,16 +92,8 @@ class Variety:
         if not 0 <= fewest <= most <= MOST_THINGS:
             raise ValueError(f"things must be (fewest, most) within 0 to {MOST_THINGS}, got {self.things}")
         known: tuple[Iterable[str], ...] = (
-            SHAPES,
-            COLOURS,
-            SIZES,
-            TEXTURES,
-            MOTIONS,
-            PLACES,
-            LIGHTS,
-            WEATHERS,
-            CAMERAS,
-        )
+            SHAPES, COLOURS, SIZES, TEXTURES, MOTIONS, PLACES, LIGHTS, WEATHERS, CAMERAS,
+        )  # fmt: skip
         for entry, right in zip(fields(self)[1:-1], known, strict=True):
             chosen = getattr(self, entry.name)
             if not chosen:

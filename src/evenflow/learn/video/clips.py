@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,17 +24,13 @@ from ...models.video import PRESETS
 from ...models.video.codec import TinyCodec
 from ...models.video.files import load_codec
 from ...models.video.tracks import canvas
-from ...world import COLOURS, SHAPES, Film, Variety, film
+from ...world import COLOURS, LIGHTS, SHAPES, VARIETIES, Film, Variety, film
 
 TINY = PRESETS["tiny"]
 CHUNK, STRIDE = TINY.chunk, TINY.stride[0]
 PARTS = ("latents", "prompts", "tracks", "kinds")  # of a shard
 # What the tiny model is to know: one or two plain things that are big enough to have a shape in 64 × 64 pixels, no weather.
-VARIETY = Variety(
-    things=(1, 2), shapes=("circle", "square", "triangle", "star", "ring"), sizes=("medium", "large"), textures=("plain",),
-    motions=("still", "drift left", "drift right", "bounce"), weathers=("clear",),
-    cameras=("still", "pan left", "pan right"),
-)  # fmt: skip
+VARIETY = replace(VARIETIES["easy"], shapes=("circle", "square", "triangle", "star", "ring"), lights=LIGHTS)
 
 
 def pixel_frames(latents: int) -> int:

@@ -4,6 +4,10 @@ Flow matching (velocity ε − x0 at x_σ = (1−σ)·x0 + σ·ε). In most step
 its own, so that all of them learn from context of any noise (diffusion forcing; CausVid, arXiv 2412.07772), often with
 clean context as in a stream. The others teach what rolling and buffered schedules and the teacher of distillation need:
 clips that see themselves both ways, with levels that rise from front to back or are equal.
+
+What a picture shows is learned from single latent frames (--frames 1), of which a batch holds a hundred where it holds
+eight clips; a second run starts from that (--base) and learns how things move. `torchrun --nproc-per-node N -m
+evenflow.learn.video.pretrain` shares the steps among N processes, each with a batch of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 At every noun of a description of a scene it tells that thing's colour, shape, size and motion, and at every word the place,
 the light and the camera. What hangs together in a sentence then stands together in one embedding when a video model,
-whose steps cost a thousand times as much, begins to attend to it.
+whose steps cost ten times as much, begins to attend to it.
 """
 
 from __future__ import annotations
