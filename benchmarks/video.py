@@ -21,6 +21,7 @@ from evenflow.generate import VideoStream
 from evenflow.memory import MemoryState
 from evenflow.models.video import PRESETS, Text, VideoConfig, VideoModel, VideoTransformer, places, random_model
 from evenflow.models.video.transformer import compiled
+from evenflow.models.video.wan_fused import fused
 from evenflow.recipes import parse
 
 from .recipes import Counted
@@ -65,9 +66,10 @@ def network_work(model: VideoTransformer, frames: int, latent: tuple[int, int], 
     return Work(n * (a_token + edges) + frames * a_frame, numbers * model.head.head.weight.element_size())
 
 
-def codec_work(model: VideoModel, latents: Tensor, state: Any) -> Work:
-    """Decoding latents where a stream stands: operations counted in a call; bytes of weights, of what convolutions
+def codec_work(model: VideoModel, latents: Tensor) -> Work:
+    """Decoding latents in the middle of a stream: operations counted in a call; bytes of weights, of what convolutions
     remember (read and written for every latent), and of latents and frames."""
+    _, state = model.codec.decode(latents)
     with FlopCounterMode(display=False) as counter:
         frames, after = model.codec.decode(latents, state)
     decoder: Any = model.codec.vae.decoder  # type: ignore[attr-defined]
@@ -193,16 +195,20 @@ def measure(
     if not real:
         config, vae_dim = replace(config, name=f"{config.name}, reduced", **REDUCED), 4
     model = random_model(config, dtype=dtype, device=device, vae_dim=vae_dim)
+    latents = torch.randn(1, config.chunk, config.out_channels, *config.latent_size(), device=device, dtype=dtype)
+    shown = codec_work(model, latents)
+    del latents
     if real:
         torch.backends.cudnn.benchmark = True
         compiled(model.transformer)
+        fused(model.codec)  # type: ignore[arg-type]
     text = model.transformer.read(model.encode_text([PROMPT]))
     limits = ceilings(device, dtype)
     rows, processor, size = {}, machine()["processor"], f"{config.size[1]}×{config.size[0]}"
     for memory in memories:
         say(f"video: {memory}")
         spec = memory.replace("STATIC", repr(((*range(config.heads // 2),),) * config.layers))
-        rows[memory] = _measured(model, spec, text, limits, device, chunks)
+        rows[memory] = _measured(model, spec, text, shown, limits, device, chunks, say)
     return {
         "title": f"Video, {config.name}, {size}, {len(config.steps)} steps, chunks of {config.chunk}",
         "device": torch.cuda.get_device_name() if real else f"not measured on a GPU here, but on {processor}",
@@ -215,8 +221,9 @@ def measure(
 
 
 def _measured(
-    model: VideoModel, memory: str, text: Text, limits: Mapping[str, float], device: str, chunks: int
-) -> dict[str, Any]:
+    model: VideoModel, memory: str, text: Text, shown: Work, limits: Mapping[str, float], device: str, chunks: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     config, loop = model.config, Loop(model, memory, text)
     loop.fill()
     loop.chunk(Clock(device))  # compiles, and finds its kernels
@@ -234,9 +241,9 @@ def _measured(
     }
     keys = loop.keys()
     a_pass = network_work(model.transformer, config.chunk, loop.latent, keys)
-    shown = codec_work(model, loop.x[:, :, : config.out_channels], loop.decoded)
     floor = {DENOISING: a_pass.floor(limits), DECODING: shown.floor(limits)}
     floor |= {CLEAN: floor[DENOISING], PARTS: (steps + 1) * floor[DENOISING] + floor[DECODING]}
+    say("  " + ", ".join(f"{what} {1e3 * one:.1f} ms (floor {1e3 * floor[what]:.1f})" for what, one in took.items()))
     stream = VideoStream(model, PROMPT, memory=memory)
     for _ in range(loop.state.position // loop.m + 2):  # as long as it takes to fill the window, and once more
         stream.step()
@@ -245,6 +252,7 @@ def _measured(
         made = stream.step()
     took[STREAM], floor[STREAM] = (perf_counter() - start) / chunks, floor[PARTS]
     frames = len(made.frames)
+    say(f"  {frames / took[PARTS]:.1f} frames/s by parts, {frames / took[STREAM]:.1f} in a stream")
     return {
         "milliseconds": {what: 1e3 * one for what, one in took.items()},
         "floor, milliseconds": {what: 1e3 * floor[what] for what in took},

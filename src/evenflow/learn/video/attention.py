@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ...memory import Rope
 from ...memory.rope import Rotary
 from ...models.video import places
 
 
+def seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of all queries to all keys. Backwards, two products are many times faster on a CPU than its kernel."""
+    if q.is_cuda:
+        return scaled_dot_product_attention(q, k, v)
+    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
+    return torch.matmul(weights.to(v.dtype), v)
+
+
 class Clip:
-    """Attention over a whole clip, frames at `times` [F]: of every chunk to itself and to those before it.
+    """Attention over a whole clip, frames at `times` [F] on the CPU: of every chunk to itself and to those before it.
 
     chunk: frames of a chunk; None lets everything see everything. One product a chunk, in the dtype of the keys: with
     bfloat16 several times faster on a CPU than a masked kernel, and nothing that may not be seen is computed.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, times: Tensor, height: int, width: int, chunk: int | None) -> None:
-        self.rotary = Rotary(rope, head_dim, torch.float32, times.device)
+    def __init__(
+        self, rope: Rope, head_dim: int, times: Tensor, height: int, width: int, chunk: int | None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.rotary = Rotary(rope, head_dim, torch.float32, torch.device(device))
         size = height * width
         where = torch.cat([times.repeat_interleave(size)[:, None], places(len(times), height, width)], 1)
         self.angles = self.rotary.at(where)
@@ -26,12 +38,8 @@ class Clip:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (self.rotary.rotate(x.float().contiguous(), *self.angles).to(v.dtype) for x in (q, k))
-        q, out = q * q.shape[-1] ** -0.5, []
-        for start in range(0, q.shape[2], self.step):
-            end = start + self.step
-            weights = torch.matmul(q[:, :, start:end], k[:, :, :end].transpose(-1, -2)).softmax(-1)
-            out.append(torch.matmul(weights.to(v.dtype), v[:, :, :end]))
-        return torch.cat(out, 2)
+        ends = range(self.step, q.shape[2] + 1, self.step)
+        return torch.cat([seen(q[:, :, end - self.step : end], k[:, :, :end], v[:, :, :end]) for end in ends], 2)
 
 
 class Rollout:
@@ -41,13 +49,16 @@ class Rollout:
     frames stand at their number in the buffer. Gradients flow through the fresh keys and values alone.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, height: int, width: int, sink: int, window: int) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, height: int, width: int, sink: int, window: int,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self.rope, self.head_dim, self.height, self.width = rope, head_dim, height, width
         self.sink, self.window = sink, window
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.frames = 0
         self.angles: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rotary = Rotary(rope, head_dim, torch.float32, torch.device("cpu"))
+        self.rotary = Rotary(rope, head_dim, torch.float32, torch.device(device))
 
     def room(self, fresh: int) -> None:
         """Let the oldest frames behind the sink leave so that `fresh` more fit: once before a chunk's first call."""
@@ -94,5 +105,4 @@ class Call:
         cos, sin = cache.turned(self.frames)
         q = cache.rotary.rotate(q.float().contiguous(), cos[-fresh:], sin[-fresh:]).to(v.dtype)
         k = cache.rotary.rotate(k.float().contiguous(), cos, sin).to(v.dtype)
-        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
-        return torch.matmul(weights.to(v.dtype), v)
+        return seen(q, k, v)

@@ -93,11 +93,13 @@ def coded(films: Sequence[Film], codec: TinyCodec, most: int = 4) -> Clips:
 
 
 class Shards:
-    """Clips in files of a folder, which may become more while they are read."""
+    """Clips in files of a folder, which may become more while they are read; held on `device`, prompts on the CPU."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        self.folder, self.device = folder, device
         self.held: dict[str, Clips] = {}
+        self.texts: list[str] = []  # of all clips, each once; their prompts are numbers into it
+        self._number: dict[str, int] = {}
         self.refresh()
         if not self.held:
             raise ValueError(f"{folder} holds no shards (*.safetensors); make some with evenflow.learn.video.clips")
@@ -109,7 +111,11 @@ class Shards:
                 with safe_open(path, "pt") as file:
                     texts = json.loads(file.metadata()["texts"])
                     latents, prompts, tracks, kinds = (file.get_tensor(name) for name in PARTS)
-                self.held[path.name] = Clips(latents, prompts, tracks, kinds, texts)
+                numbers = torch.tensor([self._number.setdefault(text, len(self._number)) for text in texts])
+                self.texts += list(self._number)[len(self.texts) :]
+                there = (x.to(self.device) for x in (latents, tracks, kinds))
+                latents, tracks, kinds = there
+                self.held[path.name] = Clips(latents, numbers[prompts], tracks, kinds, self.texts)
 
     def __len__(self) -> int:
         return sum(len(clips.latents) for clips in self.held.values())
@@ -119,21 +125,18 @@ class Shards:
         """Latent frames of a clip."""
         return next(iter(self.held.values())).latents.shape[1]
 
-    def draw(self, random: np.random.Generator, batch: int) -> Clips:
-        """`batch` clips at random."""
-        files = list(self.held.values())
-        sizes = np.cumsum([len(clips.latents) for clips in files])
-        texts: dict[str, int] = {}
-        latents, prompts, tracks, kinds = [], [], [], []
-        for n in random.integers(sizes[-1], size=batch):
-            which = int(np.searchsorted(sizes, n, "right"))
-            clips, row = files[which], int(n - (sizes[which - 1] if which else 0))
-            latents.append(clips.latents[row])
-            said = [clips.texts[i] for i in clips.prompts[row].tolist()]
-            prompts.append(torch.tensor([texts.setdefault(text, len(texts)) for text in said]))
-            tracks.append(clips.tracks[row])
-            kinds.append(clips.kinds[row])
-        return Clips(torch.stack(latents), torch.stack(prompts), torch.stack(tracks), torch.stack(kinds), list(texts))
+    def draw(self, random: np.random.Generator, batch: int, files: int = 8) -> Clips:
+        """`batch` clips at random, from a few files."""
+        held = list(self.held.values())
+        sizes = np.array([len(clips.latents) for clips in held])
+        chosen = random.choice(len(held), size=min(files, batch), p=sizes / sizes.sum())
+        drawn = []
+        for which, count in zip(chosen, np.bincount(np.arange(batch) % len(chosen)), strict=True):
+            rows = torch.from_numpy(random.integers(sizes[which], size=count))
+            there = rows.to(self.device)
+            clips = held[which]
+            drawn.append((clips.latents[there], clips.prompts[rows], clips.tracks[there], clips.kinds[there]))
+        return Clips(*(torch.cat(parts) for parts in zip(*drawn, strict=True)), self.texts)
 
 
 def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -> Tensor:
@@ -141,17 +144,13 @@ def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -
 
     A frame in five is left blank too, so that blank can mean "not said" (MotionStream, section on mid-frame masking).
     """
-    rows = []
-    for points in tracks:
-        visible = ~points[..., 0].isnan()
-        if random.random() < drop:
-            visible = torch.zeros_like(visible)
-        else:
-            visible &= torch.from_numpy(random.random(points.shape[1]) < 0.7)
-            visible &= torch.from_numpy(random.random(len(points)) >= 0.2)[:, None]
-        ids = torch.from_numpy(random.integers(0, 1000, points.shape[1]))
-        rows.append(canvas(points.nan_to_num(), visible, ids, TINY.latent_size(), TINY.stride))
-    return torch.stack(rows)
+    batch, frames, most = tracks.shape[:3]
+    told = (random.random((batch, 1, 1)) >= drop) & (random.random((batch, 1, most)) < 0.7)
+    told = told & (random.random((batch, frames, 1)) >= 0.2)
+    ids = random.integers(0, 1000, (batch, most))
+    told, ids = (torch.from_numpy(x).to(tracks.device, non_blocking=True) for x in (told, ids))
+    visible = ~tracks[..., 0].isnan() & told
+    return canvas(tracks.nan_to_num(), visible, ids, TINY.latent_size(), TINY.stride)
 
 
 def seeds(first: int, count: int, size: int) -> Iterator[range]:

@@ -26,7 +26,7 @@ from ...world import describe, draw_scene, next_scene
 from .attention import Clip, Rollout
 from .clips import CHUNK, VARIETY, Shards, conditions
 from .pretrain import shifted
-from .run import Average, Run, grown, joined, shared
+from .run import Average, Run, best_device, grown, joined, shared
 
 
 def warped(steps: tuple[int, ...], shift: float) -> list[float]:
@@ -45,9 +45,9 @@ class Sequence:
     texts: dict[str, int] = field(default_factory=dict)
 
 
-def blank(config: VideoConfig, batch: int, frames: int) -> Tensor:
+def blank(config: VideoConfig, batch: int, frames: int, device: torch.device | str = "cpu") -> Tensor:
     """Condition channels that say nothing, [batch, frames, C, h, w]."""
-    return torch.zeros(batch, frames, config.in_channels - config.out_channels, *config.latent_size())
+    return torch.zeros(batch, frames, config.in_channels - config.out_channels, *config.latent_size(), device=device)
 
 
 def grid(config: VideoConfig) -> tuple[int, int]:
@@ -60,8 +60,8 @@ def fresh(
     model: VideoTransformer, random: np.random.Generator, stock: Shards | None, batch: int, chunks: int, window: int
 ) -> Sequence:
     """New streams of `chunks` chunks: prompts and tracks of clips from the stock, or scenes that change on the way."""
-    config = model.config
-    cache = Rollout(model.rope, config.head_dim, *grid(config), sink=CHUNK, window=window)
+    config, device = model.config, model.head.head.weight.device
+    cache = Rollout(model.rope, config.head_dim, *grid(config), sink=CHUNK, window=window, device=device)
     if stock is not None:
         clips = stock.draw(random, batch)
         prompts = [[clips.texts[n] for n in row] for row in clips.prompts.tolist()]
@@ -75,7 +75,7 @@ def fresh(
             row += [describe(scene, seed=int(random.integers(1 << 30)))] * int(random.integers(3, 9))
             scene = next_scene(random, scene, VARIETY)
         prompts.append(row[:chunks])
-    return Sequence(cache, prompts, blank(config, batch, 0))
+    return Sequence(cache, prompts, blank(config, batch, 0, device))
 
 
 def texts_of(words: Words, prompts: list[list[str]]) -> Tensor:
@@ -94,21 +94,22 @@ def roll(
     Calls before `exit_step` and the clean pass carry no gradient; neither does anything where `graded` is False.
     """
     config, batch, made, given = model.config, len(streams.prompts), [], []
+    device = streams.tracks.device
     embedded = texts_of(words, [row[streams.at : streams.at + chunks] for row in streams.prompts]).detach()
     for n in range(chunks):
         first = (streams.at + n) * CHUNK
         tracks = streams.tracks[:, first : first + CHUNK]
         if tracks.shape[1] < CHUNK:
-            tracks = blank(model.config, batch, CHUNK)
+            tracks = blank(model.config, batch, CHUNK, device)
         text = model.read(embedded[:, n])
         streams.cache.room(CHUNK)
-        x = torch.randn(batch, CHUNK, config.out_channels, *config.latent_size())
+        x = torch.randn(batch, CHUNK, config.out_channels, *config.latent_size(), device=device)
         for step in range(exit_step + 1):
-            with torch.set_grad_enabled(graded and step == exit_step), torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(graded and step == exit_step), torch.autocast(device.type, torch.bfloat16):
                 x0 = called(model, x, sigmas[step], tracks, text, streams.cache, keep=False)
             if step < exit_step:
                 x = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * torch.randn_like(x0)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             called(model, x0.detach(), 0.0, tracks, text, streams.cache, keep=True)
         made.append(x0)
         given.append(tracks)
@@ -120,15 +121,15 @@ def called(
     model: VideoTransformer, x: Tensor, sigma: float, tracks: Tensor, text: Text, cache: Rollout, keep: bool
 ) -> Tensor:
     """x0 of one call on the frames of a chunk."""
-    times = torch.full(x.shape[:2], 1000 * sigma)
+    times = torch.full(x.shape[:2], 1000 * sigma, device=x.device)
     velocity = model(torch.cat([x, tracks], 2), times, text, cache.call(x.shape[1], keep))
     return x - sigma * velocity.float()
 
 
 def seen_whole(model: VideoTransformer, x: Tensor, sigma: Tensor, tracks: Tensor, text: Tensor) -> Tensor:
     """x0 of clips that see themselves both ways, one noise level a row; text [B, G, L, dim], one a chunk."""
-    attend = Clip(model.rope, model.config.head_dim, torch.arange(x.shape[1]), *grid(model.config), None)
-    with torch.autocast("cpu", torch.bfloat16):
+    attend = Clip(model.rope, model.config.head_dim, torch.arange(x.shape[1]), *grid(model.config), None, x.device)
+    with torch.autocast(x.device.type, torch.bfloat16):
         velocity = model(
             torch.cat([x, tracks], 2), 1000 * sigma[:, None].expand(x.shape[:2]), model.read(text.flatten(0, 1)), attend
         )
@@ -137,7 +138,7 @@ def seen_whole(model: VideoTransformer, x: Tensor, sigma: Tensor, tracks: Tensor
 
 def noised(x: Tensor, shift: float, low: float = 0.02, high: float = 0.98) -> tuple[Tensor, Tensor, Tensor]:
     """x at a random level, the same for all frames of a row; the levels [B]; the noise."""
-    sigma = shifted(torch.rand(len(x)), shift).clamp(low, high)
+    sigma = shifted(torch.rand(len(x), device=x.device), shift).clamp(low, high)
     noise = torch.randn_like(x)
     wide = sigma[:, None, None, None, None]
     return (1 - wide) * x + wide * noise, sigma, noise
@@ -198,13 +199,16 @@ def main(
     guidance: Annotated[float, typer.Option(help="w of cond + w·(cond − uncond).")] = 2.0,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
     """Distil the tiny video model to few steps on its own roll-outs."""
     torch.set_num_threads(threads)
-    rank, stock = joined(), Shards(clips)
-    real, words = load_transformer(teacher / "transformer.safetensors"), load_words(teacher / "words.safetensors")
-    generator = copy.deepcopy(real) if base is None else load_transformer(base / "transformer.safetensors")
+    rank, device = joined(), device or best_device()
+    stock = Shards(clips, device)
+    real = load_transformer(teacher / "transformer.safetensors").to(device)
+    words = load_words(teacher / "words.safetensors").to(device)
+    generator = copy.deepcopy(real) if base is None else load_transformer(base / "transformer.safetensors").to(device)
     setup = Distillation(
         generator.train(), real.requires_grad_(False), copy.deepcopy(real).requires_grad_(True), words, guidance
     )

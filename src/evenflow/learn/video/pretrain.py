@@ -24,11 +24,12 @@ from torch.nn import functional as fn
 
 from ...models.video import PRESETS, VideoConfig, VideoTransformer
 from ...models.video.files import load_transformer, load_words, save_transformer, save_words
+from ...models.video.transformer import compiled
 from ...models.video.words import Words
 from ...world import COLOURS, SHAPES, VOCABULARY
 from .attention import Clip
 from .clips import CHUNK, STRIDE, Clips, Shards, conditions
-from .run import Average, Run, grown, joined, optimizers, shared
+from .run import Average, Run, best_device, grown, joined, optimizers, shared
 
 TOKEN, THING = 9.0, 15.0  # pixels from a thing's centre within which a token is called it, and its picture weighs more
 DECIDED = 0.75  # the noise level below which it can be seen where things are
@@ -98,7 +99,7 @@ def apart(tracks: Tensor, size: tuple[int, int], stride: tuple[int, int, int]) -
 
     tracks: [B, time·F, M, 2]; stride: pixel frames, rows and columns of pixels of a cell. Infinite where there is none.
     """
-    y, x = ((torch.arange(n) + 0.5) * s for n, s in zip(size, stride[1:], strict=True))
+    y, x = ((torch.arange(n, device=tracks.device) + 0.5) * s for n, s in zip(size, stride[1:], strict=True))
     points = tracks[..., None, None].nan_to_num(torch.inf)
     far = torch.hypot(points[..., 0, :, :] - x, points[..., 1, :, :] - y[:, None])
     return far.unflatten(1, (-1, stride[0])).amin(2)
@@ -133,14 +134,37 @@ class Named(nn.Module):
 class Pretraining:
     """The model, and one step of its training."""
 
-    def __init__(self, config: VideoConfig, mix: Mix, seed: int) -> None:
+    def __init__(self, config: VideoConfig, mix: Mix, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
-        self.config, self.mix = config, mix
+        self.config, self.mix, self.device = config, mix, torch.device(device)
         self.words = Words(sorted(VOCABULARY), config.text_dim, config.text_len)
         self.transformer = VideoTransformer(config)
         started(self.transformer)
         self.named = Named(self.transformer)
+        for module in (self.words, self.transformer, self.named):
+            module.to(device)
         self.random = np.random.default_rng(seed)
+        self.texts: list[str] = []  # of the stock, and the numbers of their words
+        self.numbers = torch.empty(0, config.text_len, dtype=torch.int64, device=self.device)
+        self.attends: dict[tuple[int, ...], Clip] = {}
+
+    def told(self, clips: Clips, rows: Tensor) -> Tensor:
+        """Embeddings [n, length, dim] of the texts with these numbers; each is split into words once."""
+        if self.texts is not clips.texts:
+            self.texts, self.numbers = clips.texts, self.numbers[:0]
+        new = clips.texts[len(self.numbers) :]
+        if new:
+            self.numbers = torch.cat([self.numbers, self.words.numbers(new).to(self.device)])
+        nothing = torch.zeros_like(self.numbers[:1])
+        return self.words(torch.cat([self.numbers[rows.to(self.device)], nothing]))
+
+    def attend(self, times: Tensor, height: int, width: int, chunk: int | None) -> Clip:
+        """Attention of clips whose frames stand at `times`; angles are made once."""
+        key = (*times.tolist(), height, width, chunk or 0)
+        if key not in self.attends:
+            rope, head_dim = self.transformer.rope, self.config.head_dim
+            self.attends[key] = Clip(rope, head_dim, times, height, width, chunk, self.device)
+        return self.attends[key]
 
     def loss(self, clips: Clips) -> dict[str, Tensor]:
         """Mean squared error of the velocity on one batch, and by kind of step."""
@@ -149,22 +173,23 @@ class Pretraining:
         if mix.frames <= CHUNK:
             kind = EQUAL
         part, times = cropped(random, clips, mix.frames, random.random() < mix.sink)
-        x0 = part.latents.float()
+        x0 = part.latents.to(self.device).float()
         batch, frames = x0.shape[:2]
         chunk = min(frames, CHUNK)
         sigma = levels(random, kind, batch, frames // chunk, config.shift, mix.clean).repeat_interleave(chunk, 1)
+        sigma = sigma.to(self.device)
         noise = torch.randn_like(x0)
         wide = sigma[:, :, None, None, None]
         x = torch.cat([(1 - wide) * x0 + wide * noise, conditions(random, part.tracks, mix.no_tracks)], 2)
-        said = part.prompts + 1
-        said[torch.from_numpy(random.random(batch) < mix.no_text)] = 0
+        different, said = part.prompts.unique(return_inverse=True)
+        said[torch.from_numpy(random.random(batch) < mix.no_text)] = len(different)
         height, width = x.shape[-2] // config.patch[1], x.shape[-1] // config.patch[2]
         token = (config.stride[0], config.stride[1] * config.patch[1], config.stride[2] * config.patch[2])
-        attend = Clip(self.transformer.rope, config.head_dim, times, height, width, CHUNK if kind == CAUSAL else None)
-        with torch.autocast("cpu", torch.bfloat16):
-            text = self.transformer.read(self.words.encode(["", *part.texts])[said.flatten()])
+        attend = self.attend(times, height, width, CHUNK if kind == CAUSAL else None)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            text = self.transformer.read(self.told(part, different)[said.flatten().to(self.device)])
             velocity = self.transformer(x, 1000 * sigma, text, attend).float()
-            one = (part.prompts == part.prompts[:, :1]).all(1)
+            one = (part.prompts == part.prompts[:, :1]).all(1).to(self.device)
             named = self.named.loss(apart(part.tracks, (height, width), token), part.kinds, one)
         error = (velocity - (noise - x0)).square().mean(2)
         near = apart(part.tracks, (x0.shape[-2], x0.shape[-1]), config.stride).amin(2) < THING
@@ -217,13 +242,16 @@ def main(
     untracked: Annotated[float, typer.Option(help="Share of clips whose tracks are not told.")] = 0.6,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train the tiny video model by flow matching."""
     torch.set_num_threads(threads)
-    rank = joined()
-    stock, config = Shards(clips), PRESETS["tiny"]
-    training = Pretraining(config, Mix(frames=frames, no_tracks=untracked), seed)
+    rank, device = joined(), device or best_device()
+    stock, config = Shards(clips, device), PRESETS["tiny"]
+    training = Pretraining(config, Mix(frames=frames, no_tracks=untracked), seed, device)
+    if device != "cpu":
+        compiled(training.transformer)
     if words is not None:
         training.words.load_state_dict(load_words(words).state_dict())
     if base is not None:

@@ -16,6 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
+from ..muon import Muon
+
+
+SAVING = 30.0  # seconds of training between checkpoints, at least
+
 
 def optimizers(module: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for everything else; both take `rate` as AdamW would."""
@@ -26,7 +31,7 @@ def optimizers(module: nn.Module, rate: float, betas: tuple[float, float] = (0.9
         (inner if matrix else outer).append(parameter)
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(outer, rate, betas=betas, weight_decay=0.01)]
     if inner:
-        made.append(torch.optim.Muon(inner, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(inner, rate))
     return made
 
 
@@ -61,6 +66,11 @@ class Average:
             parameter.copy_(self.values[name])
 
 
+def best_device() -> str:
+    """What training runs on where nothing else is asked for: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def joined() -> int:
     """Number of this process among those that `torchrun` started, which then share every step; 0 where it did not."""
     if "RANK" not in os.environ:
@@ -91,7 +101,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.minutes = folder, minutes
         self.modules, self.optimizers, self.averages = modules, optimizers, averages
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.saved = 0, 0.0, 0.0
         self.first = not distributed.is_initialized() or distributed.get_rank() == 0  # it keeps the books
 
     @property
@@ -142,7 +152,9 @@ class Run:
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{self.checkpoint} was made with other settings: {error}") from None
         for name, average in self.averages.items():
-            average.values, average.updates = kept["average"][name], meta["updates"][name]
+            for key, value in average.values.items():
+                value.copy_(kept["average"][name][key])
+            average.updates = meta["updates"][name]
         for name, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, tensor in kept["optimizer"].get(name, {}).items():
@@ -154,7 +166,8 @@ class Run:
     def steps(self, what: str, every: int) -> Iterator[dict[str, float]]:
         """Until the time is over: a dict to fill with figures of the step, which are shown, smoothed and logged.
 
-        Logs a line of the curve and saves every `every` steps. Raises ValueError at a figure that is no number.
+        Logs a line of the curve every `every` steps, and saves then if SAVING seconds have passed. Raises ValueError at
+        a figure that is no number.
         """
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
         smooth: dict[str, float] = {}
@@ -176,7 +189,9 @@ class Run:
                     line = {"step": self.step, "seconds": round(self.seconds, 1)}
                     curve.write(json.dumps(line | {name: round(v, 5) for name, v in smooth.items()}) + "\n")
                     curve.flush()
-                    self.save()
+                    if self.done >= 1 or self.seconds - self.saved >= SAVING:
+                        self.save()
+                        self.saved = self.seconds
 
 
 def grown(optimizer: torch.optim.Optimizer, parameters: list[Any], rate: float, clip: float = 1.0) -> float:
