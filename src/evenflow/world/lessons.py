@@ -17,6 +17,7 @@ from .shapes import darkness, distance
 from .words import COLOURS, SHAPES, SIZES, TEXTURES
 
 CELL = 36  # pixels of the sheet that one thing has to itself; things are as large as at 64×64
+WAVY = 0.6  # pixels by which an unsteady hand misses
 SHEETS = 9  # each thing upright on a third of them, turned anyhow on the others
 
 
@@ -69,6 +70,35 @@ def noisy(pixels: NDArray[np.uint8], sigma: float, seed: int = 0) -> NDArray[np.
     return np.clip(np.round(pixels + noise), 0, 255).astype(np.uint8)
 
 
+def wavy(pixels: NDArray[np.uint8], sigma: float, seed: int = 0, grain: int = 4) -> NDArray[np.uint8]:
+    """Frames drawn by an unsteady hand: every pixel from up to about `sigma` pixels beside, smoothly over `grain` pixels."""
+    frames, height, width = pixels.shape[:3]
+    coarse = np.random.default_rng((seed, 10)).standard_normal((2, frames, height // grain + 3, width // grain + 3))
+    y, x = np.arange(height, dtype=np.float32) / grain, np.arange(width, dtype=np.float32) / grain
+    shift = np.stack([_between(field, y, x) for field in coarse.astype(np.float32)]) * np.float32(sigma)
+    at_y, at_x = np.arange(height)[:, None] + shift[0], np.arange(width) + shift[1]
+    frame = np.arange(frames)[:, None, None]
+    top, left = np.floor(at_y).astype(int), np.floor(at_x).astype(int)
+    down, right = (at_y - top)[..., None], (at_x - left)[..., None]
+
+    def seen(dy: int, dx: int) -> NDArray[np.float32]:
+        rows, columns = np.clip(top + dy, 0, height - 1), np.clip(left + dx, 0, width - 1)
+        return pixels[frame, rows, columns].astype(np.float32)
+
+    above = seen(0, 0) * (1 - right) + seen(0, 1) * right
+    below = seen(1, 0) * (1 - right) + seen(1, 1) * right
+    return np.round(above * (1 - down) + below * down).astype(np.uint8)
+
+
+def _between(field: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A field [F, h, w] at rows y and columns x, linearly between its points: [F, len(y), len(x)]."""
+    row, column = y.astype(int), x.astype(int)
+    down, right = (y - row)[:, None], x - column
+    upper = field[:, row][:, :, column] * (1 - right) + field[:, row][:, :, column + 1] * right
+    lower = field[:, row + 1][:, :, column] * (1 - right) + field[:, row + 1][:, :, column + 1] * right
+    return np.asarray(upper * (1 - down) + lower * down, np.float32)
+
+
 def _sheets() -> tuple[NDArray[np.uint8], Ints]:
     """Sheets [SHEETS, rows · CELL, columns · CELL, 3], each of one colour, and what each cell holds: shape, size, texture."""
     random = np.random.default_rng(9)
@@ -96,11 +126,11 @@ def _sheets() -> tuple[NDArray[np.uint8], Ints]:
 
 @cache
 def lessons() -> Lessons:
-    """What is learned from clear, blurred and noisy sheets."""
+    """What is learned from clear, blurred and noisy sheets, and from some that an unsteady hand drew."""
     sheets, kinds = _sheets()
     columns = len(SIZES) * len(TEXTURES)
     known, outline, surface, area = [], [], [], []
-    for frames in (sheets, blurred(sheets, 1.0), noisy(sheets, 12)):
+    for frames in (sheets, blurred(sheets, 1.0), noisy(sheets, 12), wavy(sheets, WAVY)):
         patches = patches_of(frames, smallest=16)
         cell = (patches.y // CELL).astype(int) * columns + (patches.x // CELL).astype(int)
         known.append(kinds[cell])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .film import Film, film
 from .judge import Reading, judge
-from .lessons import blurred, noisy
+from .lessons import WAVY, blurred, noisy, wavy
 from .obey import obeys
 from .scene import Variety
 
@@ -19,6 +19,7 @@ WORSE: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     "clear": lambda pixels: pixels,
     "blur": lambda pixels: blurred(pixels, 1.0),
     "noise": lambda pixels: noisy(pixels, 12),
+    "wavy": lambda pixels: wavy(pixels, WAVY),
     "blur and noise": lambda pixels: noisy(blurred(pixels, 1.2), 10),
 }
 ROWS = (

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
 SATURATION, CHROMA = 0.48, 58.0  # at least, of a pixel of a thing
+SURE_SATURATION, SURE_CHROMA = 0.55, 90.0  # of one that needs not stand out from its row: the sea by night, sand at dusk
 DULL_SATURATION, DULL_CHROMA = 0.4, 26.0  # at least, of a pixel of a thing whose neighbour is one for sure
 BRIGHTER = 1.3  # times the chroma of a seam, at least, has the thing that it surrounds
 APART = 26.0  # steps of 255 at least, in some colour, from the median of its row
@@ -73,12 +74,13 @@ def colours_of(planes: Singles) -> NDArray[np.int8]:
     high = planes.max(0)
     chroma = high - planes.min(0)
     result = np.full(high.shape, -1, np.int8)
-    strong = np.nonzero((chroma >= CHROMA) & (chroma >= SATURATION * high))
+    apart = np.abs(planes - np.median(planes, axis=3, keepdims=True)).max(0)
+    certain = (chroma >= SURE_CHROMA) & (chroma >= SURE_SATURATION * high)
+    strong = np.nonzero((chroma >= CHROMA) & (chroma >= SATURATION * high) & (certain | (apart >= APART)))
     result[strong] = _hues(planes, strong).argmax(1)
     _without_seams(result, strong, chroma)
     # The dark parts of a texture may be too dull by themselves: they belong to the thing beside them if they have its hue,
     # and are not what the rest of their row shows.
-    apart = np.abs(planes - np.median(planes, axis=3, keepdims=True)).max(0)
     dull = (result < 0) & (chroma >= DULL_CHROMA) & (chroma >= DULL_SATURATION * high) & (apart >= APART)
     _spread(result, np.nonzero(dull), planes)
     return result
