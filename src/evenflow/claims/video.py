@@ -263,9 +263,13 @@ def hour(bench: Bench, model: VideoModel, memory: str, seconds: int) -> None:
         rates.append(1 / mean(times))
         resident.append(resident_now())
         bench.say(f"{memory}: {stream.seconds:,.0f} of {seconds:,} s, {rates[-1]:.0f} frames/s")
-        bench.figures.setdefault(f"pairs obeyed over seconds|x|{stream_name(memory)}", []).append(stream.seconds)
         kept = mean(obeys(reading, scene).scores.get("pairs", 1.0) for reading in readings)
-        bench.figures.setdefault(f"pairs obeyed over seconds|y|{stream_name(memory)}", []).append(kept)
+        sharp = mean(reading.quality.sharpness for reading in readings)
+        for name, value in (
+            ("pairs obeyed", kept), ("sharpness", sharp), ("frames a second", rates[-1]), ("resident MB", resident[-1] / 1e6),
+        ):  # fmt: skip
+            bench.figures.setdefault(f"{name} over seconds of video|x|{stream_name(memory)}", []).append(stream.seconds)
+            bench.figures.setdefault(f"{name} over seconds of video|y|{stream_name(memory)}", []).append(value)
     ours = memory == BEST
     early, late = resident[1:6], resident[-5:]
     grown = mean(late) / mean(early) - 1
