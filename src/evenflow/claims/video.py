@@ -153,7 +153,7 @@ def floor(model: VideoModel) -> str:
 def video_memories(bench: Bench) -> None:
     """Sinks and folded memories keep the look of a long video where a plain window of the same size lets it drift."""
     judged(bench, 24)
-    seconds, streams = (600, 2) if bench.full else (40, 2)
+    seconds, streams = (600, 1) if bench.full else (40, 2)
     model = load_video("tiny")
     plain = lasting(bench, model, PLAIN, seconds, streams, None)
     for memory in MEMORIES[1:]:
