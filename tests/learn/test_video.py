@@ -22,6 +22,7 @@ from evenflow.models.video import PRESETS, VideoTransformer, places
 from evenflow.models.video.codec import TinyCodec, blocks, unblocked
 from evenflow.models.video.dense import Dense, chunk_causal
 from evenflow.models.video.files import load_words
+from evenflow.models.video.tracks import canvas
 from evenflow.models.video.words import Words, split
 from evenflow.recipes import recipe
 
@@ -84,6 +85,28 @@ def test_a_roll_out_reads_and_keeps_what_the_memory_of_a_stream_does():
                     velocity = model(torch.cat([x, tracks], 2), times, text, state.attend)
                 torch.testing.assert_close(ours, x - sigma * velocity, rtol=1e-4, atol=1e-5)
             assert rows.cache.frames == min(CHUNK * (chunk + 1), 12)
+
+
+def test_tracks_of_many_clips_are_drawn_at_once_as_one_by_one():
+    torch.manual_seed(0)
+    points, visible = torch.rand(3, 8, 2, 2) * 20 - 2, torch.rand(3, 8, 2) < 0.7
+    ids = torch.randint(1000, (3, 2))
+    many = canvas(points, visible, ids, SIZE, SMALL.stride)
+    each = [canvas(*row, SIZE, SMALL.stride) for row in zip(points, visible, ids, strict=True)]
+    assert many.shape == (3, 2, SMALL.in_channels - SMALL.out_channels, *SIZE)
+    torch.testing.assert_close(many, torch.stack(each))
+
+
+def test_texts_of_another_stock_are_read_anew():
+    training = Pretraining(SMALL, Mix(), 0)
+    clips = Clips(*torch.zeros(4, 1), texts=["a red circle", "a blue star"])
+    ours = training.told(clips, torch.tensor([0, 1]))
+    clips.texts.append("a green ring")  # the stock has grown
+    grown = training.told(clips, torch.tensor([2, 0]))
+    torch.testing.assert_close(grown, training.words.encode(["a green ring", "a red circle", ""]))
+    torch.testing.assert_close(ours, training.words.encode([*clips.texts[:2], ""]))
+    other = training.told(Clips(*torch.zeros(4, 1), texts=["a blue star"]), torch.tensor([0]))
+    torch.testing.assert_close(other, training.words.encode(["a blue star", ""]))
 
 
 # -- roll-outs and distribution matching -------------------------------------------------------------------------------

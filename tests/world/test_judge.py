@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evenflow.world import CAMERAS, Reading, Scene, Thing, drift, film, judge, judge_errors, obeys, quality
+from evenflow.world import CAMERAS, VARIETIES, Reading, Scene, Thing, draw_scene, drift, film, judge, judge_errors, obeys, quality
 from evenflow.world.backdrop import camera_motion
-from evenflow.world.lessons import blurred, noisy
+from evenflow.world.lessons import blurred, noisy, wavy
 from evenflow.world.seeing import colours_of, grown, hanging_together, smoothed
 
 SHARES = {
@@ -188,6 +189,23 @@ def test_nothing_and_nonsense_are_read_without_harm() -> None:
 def test_python_m_prints_the_table() -> None:
     done = subprocess.run([sys.executable, "-m", "evenflow.world", "2"], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 16 and all(line.count("|") == 8 for line in lines)
+    assert len(lines) == 16 and all(line.count("|") == 9 for line in lines)
     for name, line in itertools.product(("count", "position error (pixels)"), [done.stdout]):
         assert f"| {name} |" in line
+
+
+def test_an_unsteady_hand_moves_a_little_and_the_same_way_each_time():
+    pixels = film(3, frames=4, variety="easy").pixels
+    assert np.array_equal(wavy(pixels, 0.0), pixels)
+    ragged = wavy(pixels, 0.6)
+    assert ragged.shape == pixels.shape and ragged.dtype == np.uint8
+    assert np.array_equal(ragged, wavy(pixels, 0.6)) and not np.array_equal(ragged, wavy(pixels, 0.6, seed=1))
+    assert 0.1 < np.abs(ragged.astype(float) - pixels).mean() < 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sand_at_dusk_and_the_sea_by_night_are_no_things(seed):
+    for place, light in (("desert", "dusk"), ("sea", "night")):
+        scene = replace(draw_scene(np.random.default_rng(seed), VARIETIES["easy"]), place=place, light=light, weather="clear")
+        shown = judge(film(seed, frames=12, scenes=scene, variety="easy").pixels)
+        assert len(shown.things) == len(scene.things), (place, shown.pairs)

@@ -75,13 +75,15 @@ def colours_of(planes: Singles) -> NDArray[np.int8]:
     chroma = high - planes.min(0)
     result = np.full(high.shape, -1, np.int8)
     apart = np.abs(planes - np.median(planes, axis=3, keepdims=True)).max(0)
+    vivid = (chroma >= CHROMA) & (chroma >= SATURATION * high)
     certain = (chroma >= SURE_CHROMA) & (chroma >= SURE_SATURATION * high)
-    strong = np.nonzero((chroma >= CHROMA) & (chroma >= SATURATION * high) & (certain | (apart >= APART)))
+    strong = np.nonzero(vivid & (certain | (apart >= APART)))
     result[strong] = _hues(planes, strong).argmax(1)
     _without_seams(result, strong, chroma)
     # The dark parts of a texture may be too dull by themselves: they belong to the thing beside them if they have its hue,
     # and are not what the rest of their row shows.
-    dull = (result < 0) & (chroma >= DULL_CHROMA) & (chroma >= DULL_SATURATION * high) & (apart >= APART)
+    dull = (chroma >= DULL_CHROMA) & (chroma >= DULL_SATURATION * high) & (apart >= APART)
+    dull = (result < 0) & (dull | vivid)
     _spread(result, np.nonzero(dull), planes)
     return result
 

@@ -41,35 +41,23 @@ def by_rows(over: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[B, C, T, H, W] → [N, C]: a view where channels lie last."""
-    return x.movedim(1, -1).contiguous().flatten(0, -2)
+    """[B, C, T, H, W] → [N, C], without a copy where channels lie last."""
+    return x.movedim(1, -1).contiguous().flatten(0, -2).data  # `data` is no view, of whose base a compiler takes the shape
 
 
 class Fused:
-    """The two passes, compiled once for each number of channels; on a CPU they are left as they are."""
+    """The two passes, compiled for any number of rows and channels; on a CPU they are left as they are."""
 
     def __init__(self, compiles: bool) -> None:
-        self.rms_silu: Callable[..., Tensor] = rms_silu
-        self.plus: Callable[..., Tensor] = plus
-        self.compiles = compiles
-        if compiles:
-            self.rms_silu, self.plus = torch.compile(rms_silu), torch.compile(plus)
+        self.rms_silu: Callable[..., Tensor] = torch.compile(rms_silu, dynamic=True) if compiles else rms_silu
+        self.plus: Callable[..., Tensor] = torch.compile(plus, dynamic=True) if compiles else plus
 
     def normed(self, x: Tensor, bias: Tensor | None, gamma: Tensor) -> Tensor:
-        return by_rows(self._many(self.rms_silu), x, bias, gamma.flatten())
+        # Parameters are detached, as a compiler takes the shape of one for a constant.
+        return by_rows(self.rms_silu, x, bias if bias is None else bias.detach(), gamma.detach().flatten())
 
     def summed(self, x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
-        return by_rows(self._many(self.plus), x, bias, other)
-
-    def _many(self, over: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def called(rows: Tensor, *given: Any) -> Tensor:
-            if self.compiles:
-                for one in (rows, *given):
-                    if isinstance(one, Tensor) and one.ndim == 2:
-                        torch._dynamo.mark_dynamic(one, 0)
-            return over(rows, *given)
-
-        return called
+        return by_rows(self.plus, x, bias.detach(), other)
 
 
 def convolved(conv: nn.Conv3d, x: Tensor, slots: list[Any], at: list[int]) -> Tensor:
@@ -118,10 +106,15 @@ class Ended(nn.Module):
         return self.fused.normed(x, None, self.norm.gamma)
 
 
+def compiles(codec: WanCodec) -> bool:
+    """Whether compiling the passes pays: where one stays on the chip what several would move through its memory."""
+    return codec.device.type == "cuda"
+
+
 def fused(codec: WanCodec) -> WanCodec:
     """Rearrange the codec's decoder, in place; what a stream remembers of the old arrangement can be gone on with."""
     decoder = codec.vae.decoder
-    passes = Fused(compiles=codec.device.type == "cuda")
+    passes = Fused(compiles(codec))
     for module in decoder.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=LAST)
