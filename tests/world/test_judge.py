@@ -13,7 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evenflow.world import CAMERAS, VARIETIES, Reading, Scene, Thing, draw_scene, drift, film, judge, judge_errors, obeys, quality
+from evenflow.world import (
+    CAMERAS,
+    VARIETIES,
+    Reading,
+    Scene,
+    Thing,
+    draw_scene,
+    drift,
+    film,
+    judge,
+    judge_errors,
+    obeys,
+    quality,
+)
 from evenflow.world.backdrop import camera_motion
 from evenflow.world.lessons import blurred, noisy, wavy
 from evenflow.world.seeing import colours_of, grown, hanging_together, smoothed
@@ -206,6 +219,8 @@ def test_an_unsteady_hand_moves_a_little_and_the_same_way_each_time():
 @pytest.mark.parametrize("seed", range(3))
 def test_sand_at_dusk_and_the_sea_by_night_are_no_things(seed):
     for place, light in (("desert", "dusk"), ("sea", "night")):
-        scene = replace(draw_scene(np.random.default_rng(seed), VARIETIES["easy"]), place=place, light=light, weather="clear")
+        scene = replace(
+            draw_scene(np.random.default_rng(seed), VARIETIES["easy"]), place=place, light=light, weather="clear"
+        )
         shown = judge(film(seed, frames=12, scenes=scene, variety="easy").pixels)
         assert len(shown.things) == len(scene.things), (place, shown.pairs)

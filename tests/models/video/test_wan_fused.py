@@ -26,7 +26,9 @@ def test_a_stream_goes_on_in_the_other_arrangement():
     same, own = ours.decode(latents[:, :2])
     torch.testing.assert_close(same, first, rtol=1e-4, atol=1e-5)
     assert {n: t.shape for n, t in own.features.items()} == {n: t.shape for n, t in state.features.items()}
-    torch.testing.assert_close(ours.decode(latents[:, 2:], state)[0], plain.decode(latents[:, 2:], own)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours.decode(latents[:, 2:], state)[0], plain.decode(latents[:, 2:], own)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_passes_are_compiled_once_for_all_sizes(monkeypatch):

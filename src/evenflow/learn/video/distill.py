@@ -4,7 +4,7 @@ Self Forcing, arXiv 2506.08009, section on training: the generator rolls out chu
 when it streams; of the calls of a chunk one, drawn for the whole clip, carries gradient, and its x0 is the chunk. The
 loss matches distributions (DMD): a frozen teacher and a critic, which learns to denoise what the generator makes, see
 the clip whole, and their difference is the gradient. With --length above one clip the cache goes on from clip to clip
-(streaming long tuning of LongLive, arXiv 2509.22622), and prompts change on the way.
+(streaming long tuning of LongLive, arXiv 2509.22622), and prompts change on the way; give it the critic of the run before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...models.video import Text, VideoConfig, VideoTransformer
 from ...models.video.files import load_transformer, load_words, save_transformer, save_words
+from ...models.video.transformer import compiled
 from ...models.video.words import Words
 from ...world import describe, draw_scene, next_scene
 from .attention import Clip, Rollout
@@ -193,10 +194,14 @@ def main(
     frames: Annotated[int, typer.Option(help="Latent frames of a clip, a multiple of 3.", min=3)] = 12,
     length: Annotated[int, typer.Option(help="Latent frames of a roll-out; above --frames: long tuning.", min=3)] = 12,
     window: Annotated[int, typer.Option(help="Frames of the cache, 3 of them sinks.", min=6)] = 12,
-    rate: Annotated[float, typer.Option(help="Learning rate of the generator.")] = 5e-5,
-    critic_rate: Annotated[float, typer.Option(help="Learning rate of the critic.")] = 1e-4,
-    critic_updates: Annotated[int, typer.Option(help="Updates of the critic for each of the generator.", min=1)] = 2,
-    guidance: Annotated[float, typer.Option(help="w of cond + w·(cond − uncond).")] = 2.0,
+    critic: Annotated[
+        Path | None, typer.Option(help="Critic to go on with, critic.safetensors of a run (default: the teacher).")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Learning rate of the generator.")] = 1e-4,
+    critic_rate: Annotated[float, typer.Option(help="Learning rate of the critic.")] = 2e-4,
+    critic_updates: Annotated[int, typer.Option(help="Updates of the critic for each of the generator.", min=1)] = 3,
+    guidance: Annotated[float, typer.Option(help="w of cond + w·(cond − uncond).")] = 1.0,
+    average: Annotated[float, typer.Option(help="How much of the averaged weights stays at a step.")] = 0.97,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
@@ -209,15 +214,17 @@ def main(
     real = load_transformer(teacher / "transformer.safetensors").to(device)
     words = load_words(teacher / "words.safetensors").to(device)
     generator = copy.deepcopy(real) if base is None else load_transformer(base / "transformer.safetensors").to(device)
-    setup = Distillation(
-        generator.train(), real.requires_grad_(False), copy.deepcopy(real).requires_grad_(True), words, guidance
-    )
+    judging = copy.deepcopy(real) if critic is None else load_transformer(critic).to(device)
+    setup = Distillation(generator.train(), real.requires_grad_(False), judging.requires_grad_(True), words, guidance)
+    if device != "cpu":
+        for network in (generator, real, judging):
+            compiled(network)
     optimizers = {
         "generator": torch.optim.AdamW(generator.parameters(), rate, betas=(0.0, 0.999), weight_decay=0.01),
         "critic": torch.optim.AdamW(setup.critic.parameters(), critic_rate, betas=(0.0, 0.999), weight_decay=0.01),
     }
     modules = {"generator": generator, "critic": setup.critic}
-    run = Run(out, minutes, modules, optimizers, {"generator": Average(generator, 0.99)})
+    run = Run(out, minutes, modules, optimizers, {"generator": Average(generator, average)})
     if resume:
         run.load()
     random = np.random.default_rng([seed, run.step, rank])
@@ -245,6 +252,7 @@ def main(
             export(run, generator, words, out / "model")
     if run.first:
         export(run, generator, words, out / "model")
+        save_transformer(setup.critic, out / "critic.safetensors")
 
 
 def export(run: Run, generator: VideoTransformer, words: Words, folder: Path) -> None:

@@ -46,7 +46,7 @@ class Mix:
 
     frames: int = 12
     rising: float = 0.12
-    equal: float = 0.12
+    equal: float = 0.3
     clean: float = 0.5  # of causal steps: chunks before a random one are nearly clean
     sink: float = 0.3  # of steps: the first chunk of the clip before frames from later on
     no_text: float = 0.1
@@ -239,6 +239,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Minutes to train.", min=0)] = 90.0,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    average: Annotated[float, typer.Option(help="How much of the averaged weights stays at a step.")] = 0.998,
     untracked: Annotated[float, typer.Option(help="Share of clips whose tracks are not told.")] = 0.6,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
@@ -260,7 +261,7 @@ def main(
     modules = {"transformer": training.transformer, "words": training.words, "named": training.named}
     each = {name: optimizers(module, rate) for name, module in modules.items()}
     named = {f"{name}.{n}": o for name, many in each.items() for n, o in enumerate(many)}
-    averages = {name: Average(modules[name], 0.998) for name in ("transformer", "words")}
+    averages = {name: Average(modules[name], average) for name in ("transformer", "words")}
     run = Run(out, minutes, modules, named, averages)
     if resume:
         run.load()
@@ -276,8 +277,8 @@ def main(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in named.values():
             grown(optimizer, [], run.rate(rate))
-        for name, average in averages.items():
-            average.update(modules[name])
+        for name, slow in averages.items():
+            slow.update(modules[name])
         figures.update({name: float(value.detach()) for name, value in losses.items()})
         if run.first and run.step % 500 == 499:
             export(run, config, training.words, training.transformer, out / "model")

@@ -18,7 +18,6 @@ from torch import Tensor, distributed, nn
 
 from ..muon import Muon
 
-
 SAVING = 30.0  # seconds of training between checkpoints, at least
 
 

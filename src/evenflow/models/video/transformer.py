@@ -109,7 +109,9 @@ class Block(nn.Module):
         """Cross-attention; frames read the text of their group where there are several a row."""
         grouped = x.reshape(len(keys), -1, x.shape[-1])
         query = self.cross_attn.query(grouped)
-        if torch.is_grad_enabled() and not x.is_cuda:  # backwards, the fused kernel is many times slower on a CPU than two products
+        if (
+            torch.is_grad_enabled() and not x.is_cuda
+        ):  # backwards, the fused kernel is many times slower on a CPU than two products
             weights = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2)).softmax(-1)
             seen = torch.matmul(weights.to(values.dtype), values)
         else:
