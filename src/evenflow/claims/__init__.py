@@ -10,6 +10,7 @@ from . import (
     recalling,
     repeats,
     retrieving,
+    schedules,
     skipping,
     speed,
     store,
@@ -24,6 +25,6 @@ from .result import Result, Row, markdown, table
 __all__ = [
     "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
-    "run", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
+    "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",
 ]  # fmt: skip
