@@ -115,9 +115,20 @@ class ChunkStep:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.state._current = None
+        try:
+            self._end(kind is not None)
+        finally:
+            # What layers see knows the step that knows it: left alone, all that it copied would wait for the collector.
+            for kept in (self.views, self.plans, self.mine, self.shared):
+                kept.clear()
+            self.signs.clear()
+            self.undo.clear()
+            self.before_layer = None
+
+    def _end(self, failed: bool) -> None:
         state = self.state
-        state._current = None
-        if kind is not None:
+        if failed:
             return self._undo(failed=True)
         if not self.commit:
             return self._undo()
