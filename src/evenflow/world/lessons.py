@@ -74,7 +74,7 @@ def wavy(pixels: NDArray[np.uint8], sigma: float, seed: int = 0, grain: int = 4)
     """Frames drawn by an unsteady hand: every pixel from up to about `sigma` pixels beside, smoothly over `grain` pixels."""
     frames, height, width = pixels.shape[:3]
     coarse = np.random.default_rng((seed, 10)).standard_normal((2, frames, height // grain + 3, width // grain + 3))
-    y, x = np.arange(height, dtype=np.float32) / grain, np.arange(width, dtype=np.float32) / grain
+    y, x = (np.arange(size, dtype=np.float32) / np.float32(grain) for size in (height, width))
     shift = np.stack([_between(field, y, x) for field in coarse.astype(np.float32)]) * np.float32(sigma)
     at_y, at_x = np.arange(height)[:, None] + shift[0], np.arange(width) + shift[1]
     frame = np.arange(frames)[:, None, None]

@@ -113,8 +113,7 @@ class Shards:
                     latents, prompts, tracks, kinds = (file.get_tensor(name) for name in PARTS)
                 numbers = torch.tensor([self._number.setdefault(text, len(self._number)) for text in texts])
                 self.texts += list(self._number)[len(self.texts) :]
-                there = (x.to(self.device) for x in (latents, tracks, kinds))
-                latents, tracks, kinds = there
+                latents, tracks, kinds = (x.to(self.device) for x in (latents, tracks, kinds))
                 self.held[path.name] = Clips(latents, numbers[prompts], tracks, kinds, self.texts)
 
     def __len__(self) -> int:
@@ -136,7 +135,8 @@ class Shards:
             there = rows.to(self.device)
             clips = held[which]
             drawn.append((clips.latents[there], clips.prompts[rows], clips.tracks[there], clips.kinds[there]))
-        return Clips(*(torch.cat(parts) for parts in zip(*drawn, strict=True)), self.texts)
+        latents, prompts, tracks, kinds = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return Clips(latents, prompts, tracks, kinds, self.texts)
 
 
 def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -> Tensor:
@@ -147,9 +147,8 @@ def conditions(random: np.random.Generator, tracks: Tensor, drop: float = 0.5) -
     batch, frames, most = tracks.shape[:3]
     told = (random.random((batch, 1, 1)) >= drop) & (random.random((batch, 1, most)) < 0.7)
     told = told & (random.random((batch, frames, 1)) >= 0.2)
-    ids = random.integers(0, 1000, (batch, most))
-    told, ids = (torch.from_numpy(x).to(tracks.device, non_blocking=True) for x in (told, ids))
-    visible = ~tracks[..., 0].isnan() & told
+    ids = torch.from_numpy(random.integers(0, 1000, (batch, most))).to(tracks.device)
+    visible = ~tracks[..., 0].isnan() & torch.from_numpy(told).to(tracks.device)
     return canvas(tracks.nan_to_num(), visible, ids, TINY.latent_size(), TINY.stride)
 
 
