@@ -187,6 +187,22 @@ def test_a_switch_asked_for_at_a_frame_comes_with_the_next_chunk_and_one_a_chunk
     )
 
 
+def test_a_change_that_cannot_be_made_is_told_once_and_the_stream_goes_on(monkeypatch):
+    stream, other = open_(memory="longlive(window=12)"), open_(memory="longlive(window=12)")
+    take(stream, 2), take(other, 2)
+    stream.ask("a blue cube", how="recache")
+
+    def fails(*args, **options):
+        raise ValueError("cannot be computed anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._engine, "know", fails)
+        with pytest.raises(ValueError, match="computed anew"):
+            stream.step()
+    assert stream.prompt == "a red ball"
+    assert np.array_equal(take(stream, 2), take(other, 2))
+
+
 def test_a_transition_takes_its_time_and_a_blend_is_between():
     stream = open_()
     take(stream, 2)

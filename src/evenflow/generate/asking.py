@@ -150,8 +150,10 @@ class Asking:
             if asked.how in ("recache", "anchored"):
                 engine.segment += asked.how == "anchored"
                 self._anew()
-        except BaseException:
+        except BaseException as error:
             self._wish, engine.segment = before, segment
+            if isinstance(error, Exception):  # told now; kept, it would stop every later chunk as well
+                self._asked = self._asked[1:]
             raise
         self._asked = self._asked[1:]
 
