@@ -6,6 +6,7 @@ from . import (
     endless,
     exactness,
     folding,
+    live,
     quality,
     recalling,
     repeats,
@@ -23,7 +24,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
     "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",
