@@ -10,7 +10,7 @@ import torch
 from evenflow.recipes import parse
 
 FRAMES = ("longlive(window=6, sink=2)", "reward-forcing", "deep-forcing", "hybrid-forcing", "temp-cache", "forcing-kv")
-TOKENS = ("streaming-llm(sink=2, window=6)", "live-vlm", "rekv")
+TOKENS = ("streaming-llm(sink=2, window=6)", "live-vlm", "rekv", "v-rex")
 
 
 @pytest.mark.parametrize("memory", [*FRAMES, *TOKENS])

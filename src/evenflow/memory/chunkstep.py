@@ -120,7 +120,7 @@ class ChunkStep:
             self._end(kind is not None)
         finally:
             # What layers see knows the step that knows it: left alone, all that it copied would wait for the collector.
-            for kept in (self.views, self.plans, self.mine, self.shared):
+            for kept in (self.views, self.plans, self.mine):
                 kept.clear()
             self.signs.clear()
             self.undo.clear()
