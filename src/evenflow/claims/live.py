@@ -53,10 +53,6 @@ class Viewer:
                     return event
             else:
                 self.frames.append(time.perf_counter())
-                if len(self.frames) % 8 == 0:
-                    from ..serve import unpack_frame
-
-                    self.send("frame.ack", frame=unpack_frame(message)[0].frame)
                 if kind == "frame":
                     return {}
         raise RuntimeError("the server has closed the connection")
