@@ -266,7 +266,7 @@ def hour(bench: Bench, model: VideoModel, memory: str, seconds: int) -> None:
         kept = mean(obeys(reading, scene).scores.get("pairs", 1.0) for reading in readings)
         sharp = mean(reading.quality.sharpness for reading in readings)
         for name, value in (
-            ("pairs obeyed", kept), ("sharpness", sharp), ("frames a second", rates[-1]), ("resident MB", resident[-1] / 1e6),
+            ("pairs obeyed", kept), ("sharpness", sharp), ("frames a second", rates[-1]), ("resident MB", resident[-1]),
         ):  # fmt: skip
             bench.figures.setdefault(f"{name} over seconds of video|x|{stream_name(memory)}", []).append(stream.seconds)
             bench.figures.setdefault(f"{name} over seconds of video|y|{stream_name(memory)}", []).append(value)
