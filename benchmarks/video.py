@@ -22,6 +22,7 @@ from evenflow.memory import MemoryState
 from evenflow.models.video import PRESETS, Text, VideoConfig, VideoModel, VideoTransformer, places, random_model
 from evenflow.models.video.transformer import compiled
 from evenflow.models.video.wan_fused import fused
+from evenflow.models.video.wan_vae import WanCodec
 from evenflow.recipes import parse
 
 from .recipes import Counted
@@ -66,14 +67,13 @@ def network_work(model: VideoTransformer, frames: int, latent: tuple[int, int], 
     return Work(n * (a_token + edges) + frames * a_frame, numbers * model.head.head.weight.element_size())
 
 
-def codec_work(model: VideoModel, latents: Tensor) -> Work:
+def codec_work(codec: WanCodec, latents: Tensor) -> Work:
     """Decoding latents in the middle of a stream: operations counted in a call; bytes of weights, of what convolutions
     remember (read and written for every latent), and of latents and frames."""
-    _, state = model.codec.decode(latents)
+    _, state = codec.decode(latents)
     with FlopCounterMode(display=False) as counter:
-        frames, after = model.codec.decode(latents, state)
-    decoder: Any = model.codec.vae.decoder  # type: ignore[attr-defined]
-    weights = sum(p.nbytes for p in decoder.parameters())
+        frames, after = codec.decode(latents, state)
+    weights = sum(p.nbytes for p in codec.vae.decoder.parameters())
     kept = sum(t.nbytes for t in after.features.values())
     moved = weights + latents.shape[1] * 2 * kept + latents.nbytes + frames.nbytes
     return Work(counter.get_total_flops(), moved)
@@ -196,12 +196,13 @@ def measure(
         config, vae_dim = replace(config, name=f"{config.name}, reduced", **REDUCED), 4
     model = random_model(config, dtype=dtype, device=device, vae_dim=vae_dim)
     latents = torch.randn(1, config.chunk, config.out_channels, *config.latent_size(), device=device, dtype=dtype)
-    shown = codec_work(model, latents)
+    assert isinstance(model.codec, WanCodec)  # what is measured is Wan's shape, with Wan's codec
+    shown = codec_work(model.codec, latents)
     del latents
     if real:
         torch.backends.cudnn.benchmark = True
         compiled(model.transformer)
-        fused(model.codec)  # type: ignore[arg-type]
+        fused(model.codec)
     text = model.transformer.read(model.encode_text([PROMPT]))
     limits = ceilings(device, dtype)
     rows, processor, size = {}, machine()["processor"], f"{config.size[1]}×{config.size[0]}"

@@ -5,16 +5,13 @@ The video is asked for something else twice and a path is drawn; what is said is
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-from evenflow.serve import unpack_frame
+from evenflow.serve import started, unpack_frame
 
 SECONDS = 1.5  # of video for each wish
 WISHES: list[dict[str, Any]] = [
@@ -22,20 +19,6 @@ WISHES: list[dict[str, Any]] = [
     {"type": "track", "points": [[0.0, 10.0, 32.0], [2.0, 54.0, 32.0]]},
     {"type": "blend", "weights": {"a red circle at night": 0.5, "a blue circle at night": 0.5}, "over": 1.0},
 ]
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """A server of our own, at a free port; its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "evenflow", "live", "--port", "0", "--data", folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().rpartition(" ")[2].strip()
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 def events(socket: ClientConnection) -> Iterator[dict[str, Any]]:
@@ -88,5 +71,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(sys.argv[1])
     else:
-        with server() as own:
+        with started() as own:
             main(own)

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "learn": {"memory", "recipes", "models", "media", "world", "generate"},
     "generate": BELOW_API | {"media"},
     "api": BELOW_API | {"generate"},
-    "claims": BELOW_CLAIMS,
+    "claims": BELOW_CLAIMS | {"serve"},
     "serve": BELOW_API | {"media", "generate", "api"},
     "cli": BELOW_CLAIMS | {"claims", "serve"},
     "__main__": {"cli"},

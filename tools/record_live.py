@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+from evenflow.serve import started
 
 WIDTH, HEIGHT, SHOWN = 1440, 1080, (960, 720)
 EVERY, SECONDS = 0.25, 15.0
@@ -55,21 +55,13 @@ def played(page: Page, address: str) -> list[tuple[float, Image.Image]]:
 
 
 def main(out: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as player:
-        command = [sys.executable, "-m", "evenflow", "live", "--port", "0", "--data", folder]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[-1]
-            path = shutil.which("chromium") or shutil.which("google-chrome")
-            if path is None:
-                sys.exit("a browser is needed: install the package chromium")
-            browser = player.chromium.launch(executable_path=path, args=["--disable-gpu"])
-            pictures = played(browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}), address)
-            browser.close()
-        finally:
-            server.terminate()
-            server.wait(15)
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        sys.exit("a browser is needed: install the package chromium")
+    with started() as address, sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=path, args=["--disable-gpu"])
+        pictures = played(browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}), address)
+        browser.close()
     times = [taken for taken, _ in pictures]
     lasting = [round(1000 * (b - a)) for a, b in zip(times, [*times[1:], times[-1] + 1.5], strict=True)]
     first, *rest = (picture for _, picture in pictures)

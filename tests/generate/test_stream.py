@@ -119,12 +119,13 @@ def test_memory_is_flat(schedule):
 
 
 def test_a_step_takes_as_long_late_as_early():
-    stream, took = open_(), []
-    for _ in range(60):
+    old, young, took = open_(), open_(), {}
+    take(young, 6), take(old, 40)
+    for n in range(40):  # in turns, as others use the machine too
         start = time.perf_counter()
-        stream.step()
-        took.append(time.perf_counter() - start)
-    assert np.median(took[-20:]) < 1.5 * np.median(took[10:30])
+        (young, old)[n % 2].step()
+        took.setdefault(n % 2, []).append(time.perf_counter() - start)
+    assert np.median(took[1]) < 1.5 * np.median(took[0])
 
 
 @pytest.mark.parametrize("how", ["keep", "clear", "recache"])

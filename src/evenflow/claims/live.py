@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+from ..serve import started
 from .registry import Bench, claim
 
 PACE = 3.0  # of the video's own: faster than it can be made, so that it comes as fast as it is made
 PROMPTS = tuple(f"a large {colour} rests over the sea by day" for colour in ("red circle", "blue star", "green square"))
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """A server with the shipped model, in a process of its own; the address of its socket."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "evenflow", "live", "--port", "0", "--data", folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[-1].replace("http", "ws", 1) + "/v1/live"
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 class Viewer:
@@ -64,7 +46,7 @@ def live(bench: Bench) -> None:
     from websockets.sync.client import connect
 
     seconds = 60 if bench.full else 15
-    with served() as address, connect(address, max_size=None) as socket:
+    with started() as address, connect(address.replace("http", "ws", 1) + "/v1/live", max_size=None) as socket:
         viewer = Viewer(socket)
         start = time.perf_counter()
         viewer.send("session.create", prompt=PROMPTS[0], seed=1, pace=1.0, start=True)

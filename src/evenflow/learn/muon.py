@@ -30,7 +30,10 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal; for matrices inside a network. `lr` and decay are what AdamW would take."""
+    """Momentum, made orthogonal; for matrices inside a network. `lr` and decay are what AdamW would take.
+
+    Raises ValueError for a parameter that is no matrix.
+    """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
@@ -43,6 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every matrix that has a gradient; closure: computes the loss again, which is then returned."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}

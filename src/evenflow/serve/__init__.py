@@ -4,7 +4,7 @@ from .app import Texts, create_app
 from .limits import Limits
 from .protocol import FrameHeader, Refused, pack_frame, unpack_frame
 from .room import Room
-from .run import address_of, listen, run
+from .run import address_of, listen, run, started
 from .source import Choice, Source, Video
 from .store import Store, default_folder
 from .videos import Videos
@@ -26,5 +26,6 @@ __all__ = [
     "listen",
     "pack_frame",
     "run",
+    "started",
     "unpack_frame",
 ]

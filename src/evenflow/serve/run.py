@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,3 +52,25 @@ def run(app: FastAPI, bound: socket.socket, limits: Limits = LIMITS, ready: Call
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # raised again once all is saved; ctrl-C is how a server ends
         Server(config).run(sockets=[bound])
+
+
+@contextlib.contextmanager
+def started(*options: str) -> Iterator[str]:
+    """`evenflow live` in a process of its own, at a free port, with a folder that goes when it goes; its address.
+
+    options: more of them, as on the command line. Raises RuntimeError when it ends before it answers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "evenflow", "live", "--port", "0", "--data", folder, *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline().split()
+            if not said:
+                raise RuntimeError(
+                    f"the server ended with status {process.wait(20)} before it answered; see what it wrote"
+                )
+            yield said[-1]
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -18,10 +18,8 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
 SATURATION, CHROMA = 0.48, 58.0  # at least, of a pixel of a thing
-SURE_SATURATION, SURE_CHROMA = (
-    0.55,
-    90.0,
-)  # of one that needs not stand out from its row: the sea by night, sand at dusk
+# At least, of one that need not stand out from its row, as the sea by night and sand at dusk do not.
+SURE_SATURATION, SURE_CHROMA = 0.55, 90.0
 DULL_SATURATION, DULL_CHROMA = 0.4, 26.0  # at least, of a pixel of a thing whose neighbour is one for sure
 BRIGHTER = 1.3  # times the chroma of a seam, at least, has the thing that it surrounds
 APART = 26.0  # steps of 255 at least, in some colour, from the median of its row

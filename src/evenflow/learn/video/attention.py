@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from ...memory import Rope
 from ...memory.rope import Rotary
 from ...models.video import places
-
-
-def seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of all queries to all keys. Backwards, two products are many times faster on a CPU than its kernel."""
-    if q.is_cuda:
-        return scaled_dot_product_attention(q, k, v)
-    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
-    return torch.matmul(weights.to(v.dtype), v)
+from ...models.video.transformer import seen
 
 
 class Clip:

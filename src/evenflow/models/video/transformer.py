@@ -108,15 +108,18 @@ class Block(nn.Module):
     def read(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Cross-attention; frames read the text of their group where there are several a row."""
         grouped = x.reshape(len(keys), -1, x.shape[-1])
-        query = self.cross_attn.query(grouped)
-        if (
-            torch.is_grad_enabled() and not x.is_cuda
-        ):  # backwards, the fused kernel is many times slower on a CPU than two products
-            weights = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2)).softmax(-1)
-            seen = torch.matmul(weights.to(values.dtype), values)
-        else:
-            seen = fn.scaled_dot_product_attention(query, keys, values)
-        return self.cross_attn.out(seen).reshape(x.shape)
+        return self.cross_attn.out(seen(self.cross_attn.query(grouped), keys, values)).reshape(x.shape)
+
+
+def seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of all queries to all keys: q [..., n, D], k and v [..., m, D] → [..., n, D].
+
+    Where a gradient is wanted on a CPU it is two products, many times faster backwards there than the fused kernel.
+    """
+    if q.is_cuda or not torch.is_grad_enabled():
+        return fn.scaled_dot_product_attention(q, k, v)
+    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
+    return torch.matmul(weights.to(v.dtype), v)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -42,9 +42,8 @@ def by_rows(over: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """[B, C, T, H, W] → [N, C], without a copy where channels lie last."""
-    return (
-        x.movedim(1, -1).contiguous().flatten(0, -2).data
-    )  # `data` is no view, of whose base a compiler takes the shape
+    rows = x.movedim(1, -1).contiguous().flatten(0, -2)
+    return rows.data  # which is no view: of a view's base, a compiler takes the shape for a constant
 
 
 class Fused:
