@@ -5,6 +5,7 @@ from . import (
     clustering,
     endless,
     exactness,
+    features,
     folding,
     live,
     quality,
@@ -24,7 +25,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "folding", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving",
     "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",

@@ -7,8 +7,6 @@ forked, resumed or cut otherwise draws the same ones.
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +15,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..memory.keyed import keyed
+
 TABLE = 1000  # entries of a noise table, and the time of pure noise
 
 
 def noise(seed: int, key: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Gaussian numbers of one key, float32 on the CPU; the same on every machine, whatever else was drawn.
-
-    seed, key: integers of 64 bits. A generator is seeded by the BLAKE2 hash of both.
-    """
-    packed = struct.pack(f"<{len(key) + 1}q", seed, *key)
-    number = int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
+    """Gaussian numbers of one key, float32 on the CPU; the same on every machine, whatever else was drawn."""
+    return torch.randn(*shape, generator=keyed(seed, *key))
 
 
 @cache
