@@ -48,6 +48,11 @@ def prompts(first: int, count: int) -> dict[str, Tensor]:
     return {**grid(first, count), "segment": torch.arange(first, first + count) // 24}
 
 
+def routes(first: int, count: int) -> dict[str, Tensor]:
+    """The same, and chunks of six tokens are dropped, averaged and kept in turn."""
+    return {**grid(first, count), "route": torch.arange(first, first + count) // 6 % 3}
+
+
 CASES: dict[str, Case] = {
     "anchor-forcing": video({"window": 6}, {"window": 50, "trained": 60}, tags=prompts),
     "deep-forcing": video(
@@ -77,6 +82,7 @@ CASES: dict[str, Case] = {
     "reward-forcing": video({"alpha": 0.9}, {"window": 50}, tags=grid),
     "rolling-forcing": video({"budget": 9}, {"budget": 60}, tags=grid),
     "self-forcing": video({"window": 12}, {"window": None}, tags=grid),
+    "stream-t1": video({"window": 6, "max_sink": 9, "alpha": 0.9}, {"window": 50}, tags=routes),
     "streamdiffusion-v2": Case(
         {"frame": 2, "steps": 1}, {"frame": 2, "steps": 1, "num_kv_cache": 40, "t_reset": 60}, step=2, rope=VIDEO, tags=grid
     ),

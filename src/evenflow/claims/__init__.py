@@ -12,6 +12,7 @@ from . import (
     recalling,
     repeats,
     retrieving,
+    routing,
     schedules,
     skipping,
     speed,
@@ -26,7 +27,7 @@ from .result import Result, Row, markdown, table
 
 __all__ = [
     "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
-    "retrieving",
+    "retrieving", "routing",
     "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",
 ]  # fmt: skip

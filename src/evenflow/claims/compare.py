@@ -64,6 +64,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         "reward-forcing": {"window": budget, "sink": fresh, "frame": frame},
         "rolling-forcing": {"anchor": fresh, "budget": kept, "frame": frame},  # it holds the anchor beside these
         "self-forcing": {"window": budget, "frame": frame},
+        "stream-t1": {"window": kept, "max_sink": 2 * fresh, "sink": fresh, "frame": frame},
         "streamdiffusion-v2": {"num_kv_cache": budget, "sink": fresh, "steps": 1, "t_reset": None, "frame": frame},
         "streaming-llm": {"sink": frame, "window": tokens - frame},
         "streaming-vlm": {

@@ -16,6 +16,7 @@ from .place import Absolute, Clipped, Contiguous, DistanceCeiling, Realigned, Re
 from .recall import AllHeld, BestBlocks, Pages, SameBucket
 from .rope import Rope
 from .rounds import RoundsByModality, TextFirst
+from .routing import Routed
 from .spill import Spilled, TopBlocks
 from .state import RingState
 from .thinning import Thinned
@@ -61,6 +62,7 @@ __all__ = [
     "RingState",
     "Rope",
     "RoundsByModality",
+    "Routed",
     "SameBucket",
     "Spilled",
     "StateError",

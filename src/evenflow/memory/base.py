@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .layout import Geometry, Memory
 
-TAGS = ("frame", "modality", "segment", "time", "coordinates")
+TAGS = ("frame", "modality", "segment", "time", "coordinates", "route")
 
 
 class MemoryState(ABC):
