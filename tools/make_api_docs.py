@@ -17,6 +17,8 @@ MODULES = (
     "evenflow.recipes",
     "evenflow.memory",
     "evenflow.memory.verbs",
+    "evenflow.memory.routing",
+    "evenflow.memory.features",
     "evenflow.media",
     "evenflow.learn",
     "evenflow.claims",

@@ -43,7 +43,7 @@ def test_the_examples_of_the_readme_run(tmp_path):
         assert re.search(said, run(["example.py"], tmp_path), re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["schedules.md", "verbs.md", "video.md", "world.md"])
+@pytest.mark.parametrize("page", ["beyond.md", "schedules.md", "verbs.md", "video.md", "world.md"])
 def test_the_examples_of_a_page_run(tmp_path, page):
     for number, code in enumerate(blocks(ROOT / "docs" / page)):
         (tmp_path / f"{number}.py").write_text(code, encoding="utf-8")

@@ -126,5 +126,6 @@ class StarState(FeatureState):
             detail, number = self.held["detail"], self.held["number"]
             retrieved, spatial, frames = detail[slots], detail[newest].clone(), number[slots]
             abstract, temporal, version = self.held["abstract"], self.held["mean"], self.position
-        flat = (x.reshape(-1, self.dim).to(detail.dtype) for x in (abstract, temporal, retrieved, spatial))
-        return Reading(*flat, frames=frames, version=version)
+        parts = (abstract, temporal, retrieved, spatial)
+        first, second, third, last = (x.reshape(-1, self.dim).to(detail.dtype) for x in parts)
+        return Reading(first, second, third, last, frames, version)
