@@ -17,7 +17,10 @@ from evenflow.recipes.reference import Call
 from evenflow.recipes.reference import lanes as oracle
 
 PLACES = {"interleaved": Interleaved(), "overlapped": Overlapped(), "decoupled": Decoupled(), "gap": Gapped()}
-AXES = Rope(inv_freq=(1.0, 0.5, 0.25, 0.125, 0.06, 0.03), axes=(0, 1, 2, 0, 1, 2))  # interleaved sections, as Qwen3-VL's
+PLAIN = Rope()
+AXES = Rope(
+    inv_freq=(1.0, 0.5, 0.25, 0.125, 0.06, 0.03), axes=(0, 1, 2, 0, 1, 2)
+)  # interleaved sections, as Qwen3-VL's
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Script:
     rope: Rope | None
     held: int = 0
     out: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.out = {name: [[] for _ in self.source] for name in ("source", "target")}
 
     @property
     def counts(self):
@@ -44,19 +50,26 @@ class Script:
 
     def build(self, scheme="decoupled", dtype=torch.float64, **lanes) -> LanesState:
         q, k = self.source[0][0].q, self.source[0][0].k
-        self.out = {name: [[] for _ in self.source] for name in ("source", "target")}
+        self.__post_init__()
         return Lanes(PLACES[scheme], **lanes).build(
             layers=len(self.source), heads=len(q), kv_heads=len(k), head_dim=q.shape[-1], rope=self.rope, dtype=dtype
         )
 
     def reference(self, scheme="decoupled", whole=False):
         seen, said = oracle.reference(
-            self.source, self.target, self.rope, scheme=scheme, coordinates=self.coordinates, whole=whole, held=self.held
+            self.source,
+            self.target,
+            self.rope,
+            scheme=scheme,
+            coordinates=self.coordinates,
+            whole=whole,
+            held=self.held,
         )
         return {"source": seen, "target": said}
 
     def results(self):
-        return {name: [torch.cat(parts, 1) for parts in layers] for name, layers in self.out.items()}
+        none = self.source[0][0].q[:, :0]
+        return {name: [torch.cat(parts or [none], 1) for parts in layers] for name, layers in self.out.items()}
 
     def off(self, other):
         """Largest difference to other results."""
@@ -144,7 +157,7 @@ class Script:
 
 def script(
     source: Sequence[int | Sequence[int | Tensor]], target: Sequence[int], *, layers=2, heads=4, kv_heads=2, head_dim=12,
-    rope: Rope | None = Rope(), held=0, seed=0,
+    rope: Rope | None = PLAIN, held=0, seed=0,
 ) -> Script:  # fmt: skip
     made = torch.Generator().manual_seed(seed)
     runs = [[unit] if isinstance(unit, int) else [*unit] for unit in source]
@@ -178,3 +191,68 @@ def part(call, columns):
 
 def joined(a, b):
     return Call(*(torch.cat([getattr(a, name), getattr(b, name)], 1) for name in "qkv"))
+
+
+class Tiny:
+    """A random transformer of two layers in float64 that attends through a function (layer, q, k, v)."""
+
+    def __init__(self, vocabulary=29, width=24, heads=4, kv_heads=2, layers=2, seed=0):
+        made = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=made, dtype=torch.float64) * shape[0] ** -0.5
+
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, width // heads
+        self.words = draw(vocabulary, width) * vocabulary**0.5
+        kv = kv_heads * self.dim
+        self.layers = [
+            (draw(width, width), draw(width, kv), draw(width, kv), draw(width, width), draw(width, 32), draw(32, width))
+            for _ in range(layers)
+        ]
+
+    def build(self, scheme="decoupled", **lanes):
+        return Lanes(PLACES[scheme], **lanes).build(
+            layers=len(self.layers), heads=self.heads, kv_heads=self.kv_heads, head_dim=self.dim, rope=Rope(),
+            dtype=torch.float64,
+        )  # fmt: skip
+
+    def __call__(self, ids, attend):
+        """Logits [m, V] of ids [m]."""
+        x = self.words[ids]
+        for n, (q, k, v, o, up, down) in enumerate(self.layers):
+            y = torch.nn.functional.rms_norm(x, x.shape[-1:])
+            heads = ((y @ w).unflatten(-1, (-1, self.dim)).transpose(0, 1)[None] for w in (q, k, v))
+            x = x + attend(n, *heads)[0].transpose(0, 1).flatten(1) @ o
+            x = x + torch.nn.functional.silu(torch.nn.functional.rms_norm(x, x.shape[-1:]) @ up) @ down
+        return x @ self.words.T
+
+    def packed(self, ids, mask, positions):
+        """Logits of one pass with a mask [N, N] and positions [N]."""
+        turn = Rotary(Rope(), self.dim, torch.float64, torch.device("cpu")).at(positions)
+        rotary = Rotary(Rope(), self.dim, torch.float64, torch.device("cpu"))
+        bias = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)[None, None]
+
+        def attend(layer, q, k, v):
+            q, k = rotary.rotate(q, *turn), rotary.rotate(k, *turn)
+            return softmax_attention(q, k, v, bias, self.dim**-0.5, None)
+
+        return self(ids, attend)
+
+    def stream(self, state, source, target, *, held=1, ahead=1, sizes=(10**6,)):
+        """Logits of all tokens of the target lane, fed unit by unit (ids [m] each); `held` of each with the next unit."""
+        out, read, late = [], 0, target[0][:0]
+        for unit, ids in enumerate(target):
+            while read < len(source) and read <= unit + ahead:
+                for piece in pieces(len(source[read]), sizes):
+                    with state.read(piece.stop - piece.start, read) as step:
+                        self(source[read][piece], step.attend)
+                state.close("source", read)
+                read += 1
+            keep = held if unit + 1 < len(target) else 0
+            fed = torch.cat([late, ids[: len(ids) - keep]])
+            for piece in pieces(len(fed), sizes):
+                with state.write(piece.stop - piece.start, unit) as step:
+                    out.append(self(fed[piece], step.attend))
+            late = ids[len(ids) - keep :]
+            state.close("target", unit, held=keep)
+        return torch.cat(out)

@@ -1,6 +1,5 @@
 """What must hold for the cache of Self-Forcing (arXiv 2506.08009): chunks of frames, the oldest leave."""
 
-
 import pytest
 import torch
 

@@ -7,6 +7,7 @@ from . import (
     exactness,
     features,
     folding,
+    lanes,
     live,
     quality,
     recalling,
@@ -26,7 +27,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
     "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",

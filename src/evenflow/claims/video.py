@@ -26,7 +26,7 @@ BEST = "longlive(window=12, sink=3, infinity=True)"
 # Memories of frames that go with chunks, at 12 latent frames where they have a budget.
 MEMORIES = (
     PLAIN, "longlive(window=12, sink=3)", BEST, "anchor-forcing", "rolling-forcing(budget=12)",
-    "reward-forcing", "deep-forcing", "hybrid-forcing", "forcing-kv", "temp-cache", "motionstream",
+    "reward-forcing", "deep-forcing", "hybrid-forcing", "forcing-kv(segments=8)", "temp-cache", "motionstream",
 )  # fmt: skip
 
 

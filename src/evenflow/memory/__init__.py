@@ -9,6 +9,9 @@ from .evict import LastByModality, LastSeconds, Never, Oldest
 from .files import StateError, read_state, write_state
 from .fold import Averaged, Convolved, Dropped
 from .heads import ByHeadGroup
+from .lane_masks import packed_loss, packed_mask, packed_positions
+from .lane_places import Decoupled, Gapped, Interleaved, LanePlace, Overlapped
+from .lanes import Lanes, LanesState
 from .layout import Geometry, Memory
 from .linear import LinearState
 from .merging import Merged
@@ -36,13 +39,19 @@ __all__ = [
     "Clustered",
     "Contiguous",
     "Convolved",
+    "Decoupled",
     "DistanceCeiling",
     "Dropped",
     "Everything",
     "Evict",
     "Fold",
     "Fresh",
+    "Gapped",
     "Geometry",
+    "Interleaved",
+    "LanePlace",
+    "Lanes",
+    "LanesState",
     "LastByModality",
     "LastSeconds",
     "LeastAttended",
@@ -53,6 +62,7 @@ __all__ = [
     "Merged",
     "Never",
     "Oldest",
+    "Overlapped",
     "Pages",
     "Place",
     "Places",
@@ -72,6 +82,9 @@ __all__ = [
     "TopBlocks",
     "UntilMass",
     "View",
+    "packed_loss",
+    "packed_mask",
+    "packed_positions",
     "read_state",
     "write_state",
 ]

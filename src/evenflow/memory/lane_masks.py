@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .lane_places import LanePlace, placed, words
+from .lane_places import End, LanePlace, placed, words
 
 
 def packed_mask(target: Tensor, unit: Tensor, *, shift: bool = False) -> Tensor:
@@ -59,7 +59,7 @@ def packed_positions(
     """
     seen: list[Tensor] = []
     said: list[Tensor] = []
-    ends: tuple[list[int], list[int]] = ([], [])
+    ends: tuple[list[End], list[End]] = ([], [])
     began = -1  # where the coordinates of the run that goes on count from
     for unit, runs in enumerate(source):
         top = place.before_source(unit, *ends)
@@ -69,9 +69,32 @@ def packed_positions(
             if len(fresh):
                 seen.append(fresh)
                 top, began = max(top, int(fresh[:, :axes].max())), int(fresh[-1, axes])
-        ends[0].append(top)
+        ends[0].append(End(sum(map(_size, runs)) + (ends[0][-1].length if unit else 0), top))
         count, before = target[unit] if unit < len(target) else 0, place.before_target(unit, *ends)
         said.append(words(before + 1 + torch.arange(count), axes))
-        ends[1].append(before + count)
+        ends[1].append(End(count + (ends[1][-1].length if unit else 0), before + count))
     empty = torch.zeros(0, axes + 1, dtype=torch.int64)
     return torch.cat([empty, *seen])[:, :axes], torch.cat([empty, *said])[:, :axes]
+
+
+def _size(run: int | Tensor) -> int:
+    return run if isinstance(run, int) else len(run)
+
+
+def packed_loss(
+    logits: Tensor, ids: Tensor, target: Tensor, learned: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of the target lane's tokens, each predicted where the one before it in that lane was fed.
+
+    logits [..., N, V]; ids int64, target and learned bool, [..., N]. learned: whose prediction counts; what only seeds a
+    unit (header, prompt) and what is seen does not. weights: float [V], of each id (TaYS: ½ for `<skip>`, 1 otherwise);
+    the mean is over weights. The first token of the lane is predicted nowhere. Raises ValueError if nothing counts.
+    """
+    order = (~target).to(torch.uint8).argsort(dim=-1, stable=True)
+    before = order.roll(1, -1)  # in the lane's order; what comes round to the first is masked
+    ids, counts = ids.gather(-1, order), (target & learned).gather(-1, order)
+    counts[..., 0] = False
+    scores = logits.gather(-2, before[..., None].expand_as(logits))
+    if not bool(counts.any()):
+        raise ValueError("no token counts: `learned` must hold tokens of the target lane behind its first")
+    return torch.nn.functional.cross_entropy(scores[counts], ids[counts], weight=weights)

@@ -11,20 +11,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class End(NamedTuple):
+    """How a unit ended. length: tokens in the lane then. position: the last that the unit used. held: tokens of it
+    that were held back, whose positions are its last ones."""
+
+    length: int
+    position: int
+    held: int = 0
+
+
 class LanePlace(ABC):
-    """Where a unit begins. source, target: the last positions used by the closed units of each lane."""
+    """Where a unit begins. source, target: how the closed units of each lane ended."""
 
     @abstractmethod
-    def before_source(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_source(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         """The last position before those of the source lane's `unit`."""
 
     @abstractmethod
-    def before_target(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_target(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         """The last position before those of the target lane's `unit`."""
 
     def said_before(self, unit: int) -> int:
@@ -36,10 +46,10 @@ class LanePlace(ABC):
 class Decoupled(LanePlace):
     """Each lane counts for itself, both from 0: their positions overlap wholly (GDPE; TaYS; Think While Watching)."""
 
-    def before_source(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_source(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return last(source, unit - 1)
 
-    def before_target(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_target(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return last(target, unit - 1)
 
 
@@ -53,7 +63,7 @@ class Gapped(Decoupled):
         if isinstance(self.gap, bool) or not isinstance(self.gap, int) or self.gap < 0:
             raise ValueError(f"gap is {self.gap!r}; it must be a position, 0 or more")
 
-    def before_target(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_target(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return last(target, unit - 1, self.gap)
 
 
@@ -64,10 +74,10 @@ class Overlapped(LanePlace):
     The next pair is placed when both of this one are closed: watching is at most one unit ahead of what is said.
     """
 
-    def before_source(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_source(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return max(last(source, unit - 1), last(target, unit - 2))
 
-    def before_target(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_target(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return max(last(source, unit), last(target, unit - 1))
 
     def said_before(self, unit: int) -> int:
@@ -82,19 +92,19 @@ class Interleaved(LanePlace):
     there moves everything after it. Only positions are those of one sequence: what is seen sees nothing of what is said.
     """
 
-    def before_source(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_source(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return last(target, unit - 1)
 
-    def before_target(self, unit: int, source: Sequence[int], target: Sequence[int]) -> int:
+    def before_target(self, unit: int, source: Sequence[End], target: Sequence[End]) -> int:
         return last(source, unit)
 
     def said_before(self, unit: int) -> int:
         return unit
 
 
-def last(ends: Sequence[int], unit: int, before: int = -1) -> int:
+def last(ends: Sequence[End], unit: int, before: int = -1) -> int:
     """The last position that `unit` used; `before` where there is no such unit yet."""
-    return ends[unit] if unit >= 0 else before
+    return ends[unit].position if unit >= 0 else before
 
 
 def words(positions: Tensor, axes: int) -> Tensor:

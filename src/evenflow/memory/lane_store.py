@@ -50,17 +50,19 @@ class Blocks:
 
     @torch.inference_mode(False)
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens in all."""
-        if tokens <= self.room:
-            return
-        g, start, size = self.geometry, self.room, max(FIRST, self.room, tokens - self.room)
-        like = torch.empty(0, dtype=g.dtype, device=g.device)
-        keys, values = (
-            [empty_slots(g.batch, g.kv_heads, size, dim, like) for _ in range(g.layers)]
-            for dim in (g.head_dim, g.value_dim)
-        )
-        places = torch.zeros(size, self.axes + 1, dtype=torch.int64)
-        self.blocks.append(Block(start, start + size, keys, values, places))
+        """Make room for so many tokens in all.
+
+        Blocks end at the same tokens however the lane grew, as sums depend on where they are split: a copy goes on bit for bit.
+        """
+        g, like = self.geometry, torch.empty(0, dtype=self.geometry.dtype, device=self.geometry.device)
+        while tokens > self.room:
+            start, size = self.room, max(FIRST, self.room)
+            keys, values = (
+                [empty_slots(g.batch, g.kv_heads, size, dim, like) for _ in range(g.layers)]
+                for dim in (g.head_dim, g.value_dim)
+            )
+            places = torch.zeros(size, self.axes + 1, dtype=torch.int64)
+            self.blocks.append(Block(start, start + size, keys, values, places))
 
     def put(self, layer: int, at: int, keys: Tensor, values: Tensor) -> None:
         """Write tokens at..at+m−1 of a layer; there must be room."""

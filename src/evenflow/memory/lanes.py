@@ -8,6 +8,15 @@ is said changes a bit of it, nor is changed by how far ahead that was.
 The word that opens what is said of unit u is predicted where the last word of unit u − 1 is fed. That word (a
 delimiter, say) must see unit u already: it is held back, and fed as the first of the writes to unit u.
 
+    state = Lanes(Gapped()).build(layers=28, heads=16, kv_heads=2, head_dim=128, rope=rope)
+    with state.read(m, unit) as step:  # in one thread, for every unit; step.attend in every layer
+        out = step.attend(layer, q, k, v)
+    state.close("source", unit)
+    state.wait("target", unit)  # in the other, until the unit was read
+    with state.write(1, unit) as step:
+        ...
+    state.close("target", unit, held=1)  # a delimiter was sampled; it is written to the next unit
+
 Sources: Speak While Watching, arXiv 2601.06843; TaYS, arXiv 2603.02872; Think While Watching, arXiv 2603.11896.
 """
 
@@ -22,8 +31,8 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .lane_places import Decoupled, Interleaved, LanePlace, Overlapped, placed, words
-from .lane_step import End, Lane, LaneStep
+from .lane_places import Decoupled, End, Interleaved, LanePlace, Overlapped, placed, words
+from .lane_step import Lane, LaneStep
 from .layout import Geometry
 
 Which = Literal["source", "target"]
@@ -186,7 +195,7 @@ class LanesState:
             of.length, of.ends = length, ends
 
     def fork(self) -> Self:
-        """An independent copy; what happens to one is never seen by the other."""
+        """An independent copy; what happens to one is never seen by the other. Raises RuntimeError inside a step."""
         twin = type(self)(self.lanes, self.geometry)
         twin.load_state_dict(self.state_dict())
         return twin
@@ -270,13 +279,10 @@ class LanesState:
 
     # -- positions -----------------------------------------------------------------------------------------------
 
-    def _ends(self) -> tuple[list[int], list[int]]:
-        return self.source.last_positions, self.target.last_positions
-
     def _source_top(self) -> int:
         """The last position that the source lane has used, or must leave free."""
         lane = self.source
-        before = self.lanes.place.before_source(len(lane.ends), *self._ends())
+        before = self.lanes.place.before_source(len(lane.ends), self.source.ends, self.target.ends)
         own = lane.store.placed(lane.began, lane.length)[:, : lane.axes]
         return max(before, int(own.max())) if len(own) else before
 
@@ -296,7 +302,7 @@ class LanesState:
         return placed(given.long(), top, origin)
 
     def _target_start(self) -> int:
-        return self.lanes.place.before_target(len(self.target.ends), *self._ends())
+        return self.lanes.place.before_target(len(self.target.ends), self.source.ends, self.target.ends)
 
     def _held_before(self) -> int:
         return self.target.ends[-1].held if self.target.ends else 0

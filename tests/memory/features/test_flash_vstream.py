@@ -1,5 +1,6 @@
 """What must hold for Flash-VStream (arXiv 2406.08085, 2506.23825): a fixed number of tokens that knows all that was seen."""
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_point_2_a_mean_is_the_mean_of_its_members():
             joined[number] += old
         members, means = joined, share @ x
         torch.testing.assert_close(means, torch.stack([whole[m].mean(0) for m in members]), rtol=0, atol=1e-10)
-    assert sorted(sum(members, [])) == list(range(80))
+    assert sorted(itertools.chain(*members)) == list(range(80))
 
 
 def test_the_cheapest_to_join_is_found_among_all_pairs():
