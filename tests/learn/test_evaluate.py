@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import evenflow as ef
 from evenflow.learn.corpus import text_files, train_tokenizer
-from evenflow.learn.evaluate import evaluate, spread
+from evenflow.learn.evaluate import evaluate, main, spread
 from evenflow.learn.pretrain import Recipe, build_model, export
 
 TINY = Recipe(vocabulary=300, hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, context=32)
@@ -28,8 +30,13 @@ def made(tmp_path_factory):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "evenflow.learn.evaluate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """The command in this process, which keeps its number of threads."""
+    command, threads = typer.Typer(), torch.get_num_threads()
+    command.command()(main)
+    try:
+        return CliRunner().invoke(command, [*map(str, arguments)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_figures_are_those_of_the_whole_text(made):
@@ -70,7 +77,9 @@ def test_few_samples_are_spread_over_the_text(made):
 
 
 def test_command_prints_one_line_of_json(made):
-    done = run(made / "model", "--data", made, "--json", "--samples", 5, "--memory", "window(window=6)")
+    command = [sys.executable, "-m", "evenflow.learn.evaluate", str(made / "model"), "--data", str(made), "--json"]
+    command += ["--samples", "5", "--memory", "window(window=6)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["samples"] == 5 and found["context"] == 32 and found["tokens"] == 155
@@ -80,7 +89,7 @@ def test_command_prints_one_line_of_json(made):
 
 def test_an_unknown_memory_is_one_line(made):
     done = run(made / "model", "--data", made, "--memory", "windw(window=6)")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.exit_code == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "window" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -94,5 +103,5 @@ def test_an_unknown_memory_is_one_line(made):
 )
 def test_bad_input_is_one_line(made, model, data, words):
     done = run(made / model, "--data", made / data)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.exit_code == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and words in done.stderr and done.stderr.count("\n") == 1
