@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cosine_similarity
 
 import evenflow as ef
 from evenflow.generate import (
@@ -15,13 +14,12 @@ from evenflow.generate import (
     Given,
     Guidance,
     NoiseControl,
-    SimilarityFilter,
     VideoStream,
 )
 from evenflow.generate.composing import sampler_of
 from evenflow.generate.flow import noise
 from evenflow.generate.pacing import Latency, batch_for, mode, motion, rebalanced
-from evenflow.generate.similarity import Seen, newest
+from evenflow.generate.queue import newest
 from evenflow.models.video import places
 
 from .networks import Recording, separable
@@ -170,32 +168,6 @@ def test_4_guidance_of_1_is_none_and_an_unheard_prompt_is_not_guided(mode_):
         assert max(float((ours[f] - theirs[f]).abs().max()) for f in ours) < 1e-4
     with pytest.raises(ValueError, match="one of self"):
         Guidance("half")
-
-
-def test_5_the_filter_skips_by_chance_and_forces_in_time():
-    sieve, seen, processed = SimilarityFilter(), Seen(), []
-    for k in range(40):
-        use, seen = sieve(seen, torch.ones(3, 4, 4))
-        processed += [k] if use else []
-    assert processed == [0, 12, 24, 36]
-    assert [round(sieve.probability(c), 3) for c in (0.999, 0.995, 0.99, 0.985, 0.98, 0.5)] == [
-        0.95,
-        0.75,
-        0.5,
-        0.25,
-        0,
-        0,
-    ]
-    assert SimilarityFilter(1.0).probability(1.0) == 0
-    reference, side = torch.zeros(64), torch.zeros(64)
-    reference[0], side[1] = 1.0, 1.0
-    for cosine in (0.995, 0.99, 0.985):
-        frame = cosine * reference + (1 - cosine**2) ** 0.5 * side
-        assert float(cosine_similarity(reference, frame, dim=0)) == pytest.approx(cosine, abs=1e-6)
-        used = [SimilarityFilter()(Seen(reference, 0, n), frame, seed=1) for n in range(2000)]
-        rate = sum(use for use, _ in used) / 2000
-        assert rate == pytest.approx((1 - cosine) / 0.02, abs=0.03)
-        assert all((after.last is reference) is not use for use, after in used)
 
 
 def test_6_queues_and_state_are_bounded():

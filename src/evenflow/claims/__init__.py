@@ -1,6 +1,7 @@
 """Claims: what a paper promised, measured here and now, beside what the paper printed."""
 
 from . import (
+    admission,
     choosing,
     clustering,
     endless,
@@ -27,7 +28,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
     "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
     "windows",

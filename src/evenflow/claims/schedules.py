@@ -14,8 +14,8 @@ import numpy as np
 
 from ..api import video
 from ..generate import Guidance, VideoStream
-from ..generate.similarity import Seen, SimilarityFilter
 from ..learn.video.clips import VARIETY, as_frames
+from ..memory.admission import SimilarFrames
 from ..models.video import VideoModel, load_video
 from ..world import Reading, Scene, Thing, describe, draw_scene, drift, film, judge, obeys
 from .registry import Bench, claim
@@ -113,11 +113,9 @@ def processed(seed: int, motion: str, frames: int = 240) -> float:
     """Share of the frames of a film that the similarity filter lets through."""
     scene = Scene((Thing("circle", "red", "large", "plain", motion),), "meadow", "day", "clear", "still")
     whole = as_frames(film(seed, frames=frames, scenes=scene, variety=VARIETY, truth=False).pixels)
-    keep, seen, count = SimilarityFilter(), Seen(), 0
-    for frame in whole:
-        passed, seen = keep(seen, frame, seed)
-        count += passed
-    return count / frames
+    admission = SimilarFrames(seed=seed)
+    verdict, _ = admission.step(whole, admission.start())
+    return float(verdict.keep.float().mean())
 
 
 @claim("streamdit")

@@ -8,13 +8,13 @@ from .history import replay
 from .moving import Batch, Buffer, Rolling
 from .opening import memory_for_video
 from .pacing import NoiseControl
+from .queue import newest
 from .saving import resume_stream
 from .schedule import Call, Chunks, Knots, Schedule
-from .similarity import SimilarityFilter
 from .stream import Chunk, VideoStream
 
 __all__ = [
     "SCHEDULES", "Batch", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Engine", "Flow", "Given", "Guidance", "Knots", "NoiseControl", "Rolling",
-    "Sampler", "Schedule", "SimilarityFilter", "VideoStream", "compatible", "memory_for_video", "noise", "parse_schedule", "replay",
+    "Sampler", "Schedule", "VideoStream", "compatible", "memory_for_video", "newest", "noise", "parse_schedule", "replay",
     "resume_stream",
 ]  # fmt: skip
