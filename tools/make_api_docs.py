@@ -19,6 +19,7 @@ MODULES = (
     "evenflow.memory.verbs",
     "evenflow.memory.routing",
     "evenflow.memory.features",
+    "evenflow.memory.admission",
     "evenflow.media",
     "evenflow.learn",
     "evenflow.claims",
