@@ -42,6 +42,7 @@ from evenflow.memory import (
     Recall,
     Regions,
     RoundsByModality,
+    Routed,
     SameBucket,
     Spilled,
     TextFirst,
@@ -75,6 +76,7 @@ FOLD = [
     Thinned(4, 2, 6), Thinned(3, 2, 4, 0.3, 2, 2, by_time=True, packed=False), Spilled(2, 10**6),
     Clustered(3, 6, page=2), Clustered(2, 4, per_head=True, unrotated=True, page=3),
     Clustered(2, 4, page=3), Clustered(3, 6, per_head=True, unrotated=True, page=2),
+    Routed(SINK, 0.5), Routed(3 * SINK, 0.9),
 ]  # fmt: skip
 RECALL = [
     AllHeld(), BestBlocks(0.5, 2), SameBucket(2, 2), SameBucket(3, 1, 1, (1,)), Pages(2, 2, 0.5),
@@ -100,6 +102,7 @@ def drawn(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     frame, inside = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from(["causal", "both"]))
     evict, window = draw(st.sampled_from(EVICT))
     folds = [f for f in FOLD if evict.in_order or not isinstance(f, Averaged | Convolved)]
+    folds = [f for f in folds if (isinstance(evict, Oldest) and inside == "both") or not isinstance(f, Routed)]
     fold = draw(st.sampled_from([f for f in folds if not evict.content or not isinstance(f, Clustered)]))
     away = {UntilMass: Clustered, TopBlocks: Spilled}  # what a recall needs
     near = [r for r in RECALL if isinstance(fold, away.get(type(r), Fold))]
@@ -113,6 +116,8 @@ def drawn(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     rope = draw(st.sampled_from(ROPES))
     model = {"layers": 2, "heads": heads, "kv_heads": kv_heads, "head_dim": 12, "dtype": torch.float64, "rope": rope}
+    if isinstance(fold, Routed):  # chunks as long as the sink
+        parts |= {"sink": SINK, "window": 2 * SINK, "chunk": SINK}
     return parts, model
 
 
@@ -130,7 +135,7 @@ def tags(first: int, count: int) -> dict[str, Tensor]:
     at = torch.arange(first, first + count)
     return {
         "time": at * 0.4, "modality": torch.where(at % 7 < 4, 1, torch.where(at % 7 < 6, 0, 2)), "segment": at // 7,
-        "coordinates": torch.stack([at % 7 // 2, at % 2], -1),
+        "coordinates": torch.stack([at % 7 // 2, at % 2], -1), "route": at // 6 % 3,
     }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ CASES: dict[str, Case] = {
     "reward-forcing": video({"alpha": 0.9}, {"window": 50}, tags=grid),
     "rolling-forcing": video({"budget": 9}, {"budget": 60}, tags=grid),
     "self-forcing": video({"window": 12}, {"window": None}, tags=grid),
-    "stream-t1": video({"window": 6, "max_sink": 9, "alpha": 0.9}, {"window": 50}, tags=routes),
+    "stream-t1": video({"window": 6, "max_sink": 9, "alpha": 0.9}, {"window": 51}, tags=routes),
     "streamdiffusion-v2": Case(
         {"frame": 2, "steps": 1}, {"frame": 2, "steps": 1, "num_kv_cache": 40, "t_reset": 60}, step=2, rope=VIDEO, tags=grid
     ),

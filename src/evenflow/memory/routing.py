@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .arena import gathered
+from .evict import Oldest
 from .verbs import Fold
 from .view import EMPTY, FAR, FOLDED, View
 
@@ -48,8 +49,10 @@ class Routed(Fold):
                 f"append is {self.append} and sink {memory.sink}; chunks as long as the first sink become sinks, so append "
                 "must be a multiple of it"
             )
-        if not memory.evict.in_order or memory.inside != "both":
-            raise ValueError("what is routed leaves chunk by chunk: take Oldest to evict, and inside='both'")
+        if not isinstance(memory.evict, Oldest) or memory.inside != "both" or (memory.window or 0) % memory.sink:
+            raise ValueError(
+                "what is routed leaves chunk by chunk: take Oldest to evict, inside='both', and a window of whole chunks"
+            )
 
     def slots(self, frame: int) -> int:
         return self.append * frame
