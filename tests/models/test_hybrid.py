@@ -197,3 +197,25 @@ def test_the_shape_of_the_paper():
         model = Hybrid(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert 3.2e9 < count < 4.5e9
+
+
+def test_what_is_fed_may_be_overwritten_afterwards():
+    session, witness = (HybridSession(network(), undo=9) for _ in range(2))
+    x, grid = torch.randn(6, 64).double(), frame_places(0, 0, 2, 3)
+    witness.feed(x.clone(), grid.clone())
+    session.feed(x, grid)
+    x.zero_()
+    grid.zero_()
+    session.truncate(2)
+    witness.truncate(2)
+    assert same(session, witness)
+
+
+def test_an_answer_is_what_greedy_reading_on_gives():
+    session, question = HybridSession(network()), ids(3, seed=5)
+    session.feed(ids(20))
+    answer, twin = session.ask(question, 4), session.fork()
+    logits = twin.feed(torch.cat([question, answer], 1))
+    assert torch.equal(logits[:, 2:-1].argmax(-1), answer)
+    with pytest.raises(ValueError, match="count"):
+        session.ask(question, 0)

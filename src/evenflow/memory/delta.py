@@ -94,7 +94,9 @@ def chunked_delta(
     3.3.
     """
     q, k, v, beta, g, s, dtype = *_prepared(q, k, v, beta, g, state), v.dtype
-    lead, tokens, short = q.shape[:2], q.shape[2], -q.shape[2] % chunk
+    lead, tokens = q.shape[:2], q.shape[2]
+    chunk = min(chunk, tokens)
+    short = -tokens % chunk
 
     def pieces(x: Tensor) -> Tensor:
         """[B, H, T, …] → [chunks, B·H, chunk, …], filled up with nothing."""
