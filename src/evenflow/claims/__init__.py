@@ -18,6 +18,7 @@ from . import (
     schedules,
     skipping,
     speed,
+    states,
     store,
     streams_of_frames,
     trained,
@@ -30,6 +31,6 @@ from .result import Result, Row, markdown, table
 __all__ = [
     "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
-    "run", "schedules", "skipping", "speed", "store", "streams_of_frames", "table", "trained", "video",
+    "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "trained", "video",
     "windows",
 ]  # fmt: skip
