@@ -20,6 +20,8 @@ MODULES = (
     "evenflow.memory.routing",
     "evenflow.memory.features",
     "evenflow.memory.admission",
+    "evenflow.memory.delta",
+    "evenflow.memory.fast_weights",
     "evenflow.media",
     "evenflow.learn",
     "evenflow.claims",

@@ -259,8 +259,8 @@ def test_what_is_not_committed_or_fails_leaves_no_trace(lane):
     with pytest.raises(KeyError), feed_in(4, unit) as step:
         step.attend(0, *qkv(4, state, 6))
         raise KeyError
-    with pytest.raises(RuntimeError, match=r"before layers \[0\] attended"), feed_in(4, unit):
-        pass
+    with pytest.raises(RuntimeError, match=r"before layers \[0\] attended"), feed_in(4, unit) as step:
+        assert step.m == 4
     with pytest.raises(ValueError, match="NaN or infinity"), feed_in(4, unit) as step:
         step.attend(0, *(x.fill_(torch.nan) for x in qkv(4, state, 6)))
     with pytest.raises(RuntimeError, match="step is over"):

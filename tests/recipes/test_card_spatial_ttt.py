@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evenflow.memory.fast_weights import (
+    STEPS,
     FastSession,
     FastState,
     FastWeights,
@@ -14,9 +15,9 @@ from evenflow.memory.fast_weights import (
     feed,
     flushed,
     frame_convolution,
-    orthogonal,
     read,
 )
+from evenflow.memory.orthogonal import orthogonal
 from evenflow.models.hybrid import PRESETS, FastLayer, Windowed, in_a_row
 from evenflow.recipes.reference import infinite_vl, spatial_ttt
 from evenflow.recipes.reference.plain import rotated
@@ -89,9 +90,9 @@ def test_point_2_steps_are_made_orthogonal(shape):
     made = torch.Generator().manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(3, *shape, generator=made), full_matrices=False)
     sizes = torch.linspace(0.05, 1, min(shape))
-    values = torch.linalg.svdvals(orthogonal((u * sizes) @ v))
+    values = torch.linalg.svdvals(orthogonal((u * sizes) @ v, STEPS).float())
     assert values.min() > 0.9 and values.max() < 1.1
-    assert torch.linalg.svdvals(orthogonal(u[..., :1] @ v[:, :1])).max() < 1.1
+    assert torch.linalg.svdvals(orthogonal(u[..., :1] @ v[:, :1], STEPS).float()).max() < 1.1
 
 
 def test_point_3_tokens_of_a_chunk_never_read_each_other_nor_what_comes_later():

@@ -59,6 +59,16 @@ def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> float
     return median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
 
+def bandwidth(size: int = 1 << 26) -> float:
+    """Bytes a second at which a buffer larger than the caches is read here, at best of ten."""
+    buffer, best = torch.ones(size // 4), 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        buffer.sum()
+        best = max(best, size / (time.perf_counter() - start))
+    return best
+
+
 def off(ours: Tensor, full: Tensor) -> float:
     """Error relative to the size of what it should be."""
     return float((ours - full).norm() / full.norm())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from ..memory import Rope
 from ..memory.lane_masks import packed_positions
 from ..memory.lane_places import Decoupled, Gapped, Interleaved, LanePlace, Overlapped
 from ..memory.lanes import Lanes, LanesState
+from ..recipes import recipe
 from ..recipes.reference import Call
 from ..recipes.reference import lanes as reference
-from .choosing import random
+from .choosing import bandwidth, in_turns, random, ratio
 from .registry import Bench, claim
 
 PLACES: dict[str, LanePlace] = {
@@ -35,6 +37,7 @@ def lanes(bench: Bench) -> None:
     delays(bench)
     overlapping(bench)
     shared(bench, 400 if bench.full else 200)
+    word(bench)
 
 
 # -- what is computed ------------------------------------------------------------------------------------------------
@@ -292,3 +295,39 @@ def shared(bench: Bench, units: int) -> None:
         f"a copy of what was seen for every unit would be ×{copies[-1] / sizes[-1]:.0f} of all that is held",
     )  # fmt: skip
     bench.figures |= {"bytes over units|x": counts, "bytes over units|y": sizes}
+
+
+def word(bench: Bench, tokens: int = 4064, layers: int = 8) -> None:
+    """A word behind much that was seen, beside one of a memory that holds all in one."""
+    given = {"layers": layers, "heads": 8, "kv_heads": 2, "head_dim": 64}
+    state, whole = Lanes().build(**given), recipe("full").build(**given)
+    made = random(0, "word")
+
+    def drawn(m: int) -> list[Tensor]:
+        return [torch.randn(1, heads, m, 64, generator=made) for heads in (8, 2, 2)]
+
+    with state.read(tokens, 0) as step, whole.step(tokens):
+        for layer in range(layers):
+            seen = drawn(tokens)
+            step.attend(layer, *seen)
+            whole.attend(layer, *seen)
+    state.close("source", 0)
+    fresh = drawn(1)
+
+    def say() -> None:
+        with state.write(1, 0) as step:
+            for layer in range(layers):
+                step.attend(layer, *fresh)
+
+    def attend() -> None:
+        with whole.step(1):
+            for layer in range(layers):
+                whole.attend(layer, *fresh)
+
+    seconds = in_turns({"lanes": say, "full": attend}, 61)
+    floor = layers * 2 * 2 * 64 * 4 * tokens / bandwidth()
+    bench.row(
+        f"a word behind {tokens:,} tokens that were seen, over one of `full`", "–", f"×{ratio(seconds, 'lanes', 'full'):.2f}",
+        None, f"{1e3 * median(seconds['lanes']):.1f} and {1e3 * median(seconds['full']):.1f} ms, {layers} layers; to read the keys "
+        f"and values once takes {1e3 * floor:.1f} ms",
+    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from ..memory.delta import chunked_delta, recurrent_delta, unit
 from ..memory.fast_weights import FastSession, FastState, FastWeights, feed
 from ..memory.rope import Rotary
 from ..models.hybrid import FastLayer, Hybrid, HybridConfig, HybridSession, Kind, Windowed, frame_places, in_a_row
-from .choosing import in_turns, random, ratio
+from .choosing import bandwidth, in_turns, random, ratio
 from .registry import Bench, claim
 
 # -- InfiniteVL ----------------------------------------------------------------------------------------------------
@@ -239,16 +238,6 @@ def decoding(bench: Bench, histories: tuple[int, ...]) -> None:
 def weights(model: Hybrid) -> int:
     """Bytes of all weights."""
     return sum(parameter.nbytes for parameter in model.parameters())
-
-
-def bandwidth(size: int = 1 << 26) -> float:
-    """Bytes a second at which a buffer larger than the caches is read here, at best of ten."""
-    buffer, best = torch.ones(size // 4), 0.0
-    for _ in range(10):
-        start = time.perf_counter()
-        buffer.sum()
-        best = max(best, size / (time.perf_counter() - start))
-    return best
 
 
 # -- Spatial-TTT ---------------------------------------------------------------------------------------------------

@@ -13,20 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-QUINTIC = (3.4445, -4.775, 2.0315)
-STEPS, EPS = 5, 1e-7
+from ..memory.orthogonal import orthogonal
 
-
-def orthogonal(stack: Tensor) -> Tensor:
-    """Each matrix of [N, rows, columns] with its singular values brought near one, in bfloat16 (Newton-Schulz)."""
-    a, b, c = QUINTIC
-    tall = stack.shape[-2] > stack.shape[-1]
-    x = (stack.mT if tall else stack).bfloat16()
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPS)
-    for _ in range(STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+STEPS = [(3.4445, -4.775, 2.0315)] * 5
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,7 +46,7 @@ class Muon(torch.optim.Optimizer):
                 grads = torch.stack([p.grad for p in parameters if p.grad is not None])
                 kept = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
                 momenta = torch.stack(kept).lerp_(grads, 1 - group["momentum"])
-                update = orthogonal(grads.lerp_(momenta, group["momentum"]))
+                update = orthogonal(grads.lerp_(momenta, group["momentum"]), STEPS)
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
                 torch._foreach_copy_(kept, momenta.unbind())
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
+from .orthogonal import orthogonal
+
 Weights = tuple[Tensor, Tensor, Tensor]
-# Of the five steps of Newton and Schulz that bring all singular values near 1.
+# Of the five steps of Newton and Schulz that bring all singular values near 1: one polynomial each.
 STEPS = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -72,10 +74,15 @@ class FastState:
         return sum(piece[0].shape[2] for piece in self.pending)
 
     @property
+    def fixed(self) -> dict[str, Tensor]:
+        """What is as large at any time, by name."""
+        groups = {"weights": self.weights, "main": self.main, "norms": self.norms, "momentum": self.momentum}
+        return {f"{name}.{n}": x for name, group in groups.items() for n, x in enumerate(group)}
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that is kept; what is shared stands here more than once."""
-        pending = (x for piece in self.pending for x in piece)
-        return (*self.weights, *self.main, *self.norms, *self.momentum, *pending)
+        return (*self.fixed.values(), *(x for piece in self.pending for x in piece))
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +127,7 @@ def learned(rule: FastWeights, state: FastState) -> FastState:
     k, v, rates, momenta = (x.to(state.weights[0].dtype) for x in state.joined())
     share = momenta.mean(2)[..., None, None]
     momentum = _each(lambda g, m: g + share * m, ascent(state.weights, k, v, rates), state.momentum)
-    step = _each(orthogonal, momentum) if rule.muon else momentum
+    step = _each(lambda m: orthogonal(m, STEPS).to(m.dtype), momentum) if rule.muon else momentum
     main = _each(torch.add, state.main, step)
     weights = _each(lambda w, n: w / (w.norm(dim=-1, keepdim=True) + 1e-5) * n, main, state.norms)
     main = main if rule.prenorm else weights
@@ -139,17 +146,6 @@ def ascent(weights: Weights, k: Tensor, v: Tensor, rates: Tensor) -> Weights:
         (rate1 * v).mT @ (on * b),
         (rate2 * g * on).mT @ k,
     )
-
-
-def orthogonal(x: Tensor) -> Tensor:
-    """`x` [..., n, m] with all singular values near 1, computed in bfloat16. Source: Muon, Jordan et al., 2024."""
-    tall = x.shape[-2] > x.shape[-1]
-    y = (x.mT if tall else x).bfloat16()
-    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for a, b, c in STEPS:
-        square = y @ y.mT
-        y = a * y + (b * square + c * square @ square) @ y
-    return (y.mT if tall else y).to(x.dtype)
 
 
 def _each(function: Callable[..., Tensor], *weights: Weights) -> Weights:
@@ -244,31 +240,30 @@ class FastSession:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on bit for bit, except what undoing needs."""
         s = self.state
-        groups = {"weights": s.weights, "main": s.main, "norms": s.norms, "momentum": s.momentum}
-        out = {f"{name}.{n}": x.clone() for name, group in groups.items() for n, x in enumerate(group)}
         waiting = dict(zip(PENDING, s.joined(), strict=True)) if s.pending else {}
-        return out | waiting | {"position": torch.tensor(self.position)}
+        return {name: x.clone() for name, x in s.fixed.items()} | waiting | {"position": torch.tensor(self.position)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave. Raises ValueError, and changes nothing, when it does not fit."""
         own = FastState.begin(self._first, self.batch)
-        groups = {"weights": own.weights, "main": own.main, "norms": own.norms, "momentum": own.momentum}
-        fixed = {f"{name}.{n}": x for name, group in groups.items() for n, x in enumerate(group)}
-        names = {*fixed, "position"}
+        names = {*own.fixed, "position"}
         if set(state) not in (names, names | set(PENDING)):
             raise ValueError(
                 f"state holds {sorted(state)}; expected {sorted(names)}, and {PENDING} of tokens that wait"
             )
-        for name, x in fixed.items():
+        for name, x in own.fixed.items():
             if state[name].shape != x.shape or state[name].dtype != x.dtype:
                 raise ValueError(
                     f"{name} is {state[name].dtype} {tuple(state[name].shape)}; this memory holds {x.dtype} {tuple(x.shape)}"
                 )
-        made = {name: tuple(state[f"{name}.{n}"].clone() for n in range(3)) for name in groups}
+
+        def three(name: str) -> Weights:
+            return state[f"{name}.0"].clone(), state[f"{name}.1"].clone(), state[f"{name}.2"].clone()
+
         pending = (tuple(state[name].clone() for name in PENDING),) if "keys" in state else ()
         for keys, values, rates, momenta in pending:
             _check(own, keys, keys, values, rates, momenta)
-        fresh = FastState(**made, pending=pending)  # type: ignore[arg-type]
+        fresh = FastState(three("weights"), three("main"), three("norms"), three("momentum"), pending)
         if fresh.waiting > self.rule.chunk:
             raise ValueError(f"{fresh.waiting} tokens wait; a chunk of this memory is {self.rule.chunk}")
         self.state, self._full, self.position = fresh, (), int(state["position"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from .lane_places import End
 from .lane_store import Blocks
 from .layout import Geometry
+from .parts import attention_across
 from .rope import Rotary
 from .step import sign
 
@@ -73,14 +73,14 @@ class LaneStep:
         if rope is not None:
             q, k = (lane.rotaries[rope].rotate(x, *self.turns[rope]) for x in (q, k))
         lane.store.put(layer, lane.length, k, v)
-        held = [*self.source.store.view(layer, self.seen), *lane.store.view(layer, lane.length)]
+        seen = self.source.store.view(layer, self.seen)
         null = None if g.sink_logits is None else g.sink_logits[layer].to(g.device)
         out = q.new_empty(*q.shape[:-1], g.value_dim)
         for first in range(0, self.m, QUERIES):
             rows = slice(first, min(first + QUERIES, self.m))
-            parts = [*held, (k[:, :, : rows.stop], v[:, :, : rows.stop])]
+            parts = [*seen, *lane.store.view(layer, lane.length + rows.stop)]
             ahead = None if self.ahead is None else self.ahead[: rows.stop - first, : rows.stop - first]
-            out[:, :, rows] = attention(q[:, :, rows], parts, ahead, g.scale[layer], g.softcap, null)
+            out[:, :, rows] = attention_across(q[:, :, rows], parts, ahead, g.scale[layer], g.softcap, null)
         return out
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -103,36 +103,3 @@ class LaneStep:
             raise RuntimeError(f"the step ended before layers {missing} attended; nothing was stored")
         if not bool(torch.stack([*self.signs.values()]).isfinite().all()):
             raise ValueError("keys or values hold NaN or infinity; nothing was stored")
-
-
-def attention(
-    query: Tensor, parts: Sequence[tuple[Tensor, Tensor]], last: Tensor | None, scale: float, softcap: float | None,
-    null: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Softmax attention of query [B, H_q, m, D] over all parts, which are not copied together; [B, H_q, m, D_v].
-
-    parts: keys [B, H_kv, n, D] and values [B, H_kv, n, D_v]. last: what is added to the scores of the last keys, [m, m].
-    softcap: as in `softmax_attention`. null: logit of a key without a value, [H_q]. Only scores are put together: a
-    decode step then needs two products a part and one softmax, and nothing is asked of the device.
-    """
-    batch, heads, m, dim = query.shape
-    kv_heads, wide = parts[0][0].shape[1], torch.promote_types(query.dtype, torch.float32)
-    # Half precision is scaled after the product, where nothing is rounded any more; else before, where it is smaller.
-    late = query.dtype != wide
-    grouped = (query if late else query * scale).reshape(batch, kv_heads, -1, dim)
-    scores = torch.cat([grouped @ keys.transpose(-1, -2) for keys, _ in parts], -1).reshape(batch, heads, m, -1)
-    scores = scores.to(wide) * scale if late else scores
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if last is not None:
-        scores[..., -last.shape[1] :] += last
-    if null is not None:
-        scores = torch.cat([scores, null.to(wide).reshape(1, -1, 1, 1).expand(batch, -1, m, 1)], -1)
-    weights = torch.softmax(scores, -1).reshape(batch, kv_heads, -1, scores.shape[-1])
-    read = query.new_zeros(batch, kv_heads, weights.shape[2], parts[0][1].shape[-1], dtype=wide)
-    at = 0
-    for keys, values in parts:
-        n = keys.shape[2]
-        read += weights[..., at : at + n].to(values.dtype) @ values
-        at += n
-    return read.reshape(batch, heads, m, -1).to(query.dtype)

@@ -1,6 +1,7 @@
 """One softmax over keys that lie in several places, without copying them together.
 
-Every part gives its own maximum, sum and weighted values, and these are joined. A part may be cut into pieces of one
+Where every head has the same keys, only scores are put together (`attention_across`). Else every part gives its own
+maximum, sum and weighted values, and these are joined (`attention_of_parts`): a part may be cut into pieces of one
 length, each for one key head, so that a head with few keys does not wait for the one with most.
 """
 
@@ -47,16 +48,56 @@ def attention_of_parts(
 
     The first part is not in pieces. Every query sees something in some part.
     """
-    batch, heads, m, dim = query.shape
+    batch, heads, m, _ = query.shape
     kv_heads, wide = parts[0].keys.shape[1], torch.promote_types(query.dtype, torch.float32)
-    # Half precision is scaled after the product, where nothing is rounded any more; else before, where it is smaller.
-    late = scale if wide != query.dtype else None
-    grouped = (query if late else query * scale).reshape(batch * kv_heads, -1, dim)
+    grouped, late = _grouped(query, kv_heads, scale)
     sums = [_summed(grouped, part, (kv_heads, m), late, softcap) for part in parts]
     if null is not None:
         top = null.to(wide).expand(batch, heads, m, 1).reshape(grouped.shape[:2])
         sums.append(Sum(top, torch.ones_like(top), torch.zeros_like(sums[0].mean), None))
     return _joined(sums).reshape(batch, heads, m, -1).to(query.dtype)
+
+
+def attention_across(
+    query: Tensor, parts: Sequence[tuple[Tensor, Tensor]], last: Tensor | None, scale: float, softcap: float | None,
+    null: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Softmax attention of query [B, H_q, m, D] over keys [B, H_kv, n, D] and values [B, H_kv, n, D_v] of all parts.
+
+    last: what is added to the scores of the last keys, [m, m]. softcap: as in `softmax_attention`. null: logit of a key
+    without a value, [H_q]. Returns [B, H_q, m, D_v]. A decode step needs two products a part and one softmax, and
+    nothing is asked of the device.
+    """
+    batch, heads, m, _ = query.shape
+    kv_heads, wide = parts[0][0].shape[1], torch.promote_types(query.dtype, torch.float32)
+    grouped, late = _grouped(query, kv_heads, scale)
+    scores = torch.cat([grouped @ keys.flatten(0, 1).mT for keys, _ in parts], -1)
+    scores = _capped(scores, late, softcap).reshape(batch, heads, m, -1)
+    if last is not None:
+        scores[..., -last.shape[1] :] += last
+    if null is not None:
+        scores = torch.cat([scores, null.to(wide).reshape(1, -1, 1, 1).expand(batch, -1, m, 1)], -1)
+    weights = torch.softmax(scores, -1).reshape(*grouped.shape[:2], -1)
+    read = query.new_zeros(*grouped.shape[:2], parts[0][1].shape[-1], dtype=wide)
+    at = 0
+    for _, values in parts:
+        n = values.shape[2]
+        read += weights[..., at : at + n].to(values.dtype) @ values.flatten(0, 1)
+        at += n
+    return read.reshape(batch, heads, m, -1).to(query.dtype)
+
+
+def _grouped(query: Tensor, kv_heads: int, scale: float) -> tuple[Tensor, float | None]:
+    """Queries by key head, [B · H_kv, groups · m, D], and what their scores are yet to be multiplied by."""
+    # Half precision is scaled after the product, where nothing is rounded any more; else before, where it is smaller.
+    late = scale if query.dtype.itemsize < 4 else None
+    grouped = query * scale if late is None else query
+    return grouped.reshape(query.shape[0] * kv_heads, -1, query.shape[-1]), late
+
+
+def _capped(scores: Tensor, late: float | None, softcap: float | None) -> Tensor:
+    scores = scores if late is None else scores.to(torch.float32) * late
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 def _summed(grouped: Tensor, part: Part, sizes: tuple[int, int], late: float | None, softcap: float | None) -> Sum:
@@ -66,10 +107,7 @@ def _summed(grouped: Tensor, part: Part, sizes: tuple[int, int], late: float | N
         scores = grouped @ keys.transpose(-1, -2)
     else:
         scores = grouped.index_select(0, part.head) @ keys.transpose(-1, -2)  # [N, R, n]
-    if late is not None:
-        scores = scores.to(torch.float32) * late
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = _capped(scores, late, softcap)
     if part.cost is not None:
         kv_heads, m = sizes
         shaped = scores.unflatten(1, (-1, m))  # [N, groups, m, n]

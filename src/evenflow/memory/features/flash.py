@@ -95,8 +95,6 @@ class FlashState(FeatureState):
     def read(self) -> Reading:
         """A copy of what a question is answered from. Raises ValueError before the first unit."""
         with self._lock:
-            if not self.position:
-                raise ValueError("nothing was fed yet; feed a unit before a question")
             slots = self.heaviest(self.config.details)
             details, numbers = self.held["detail"][slots], self.held["number"][slots]
             summary, version = self.summary, self.position

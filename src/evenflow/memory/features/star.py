@@ -119,8 +119,6 @@ class StarState(FeatureState):
     def read(self) -> Reading:
         """A copy of what a question is answered from. Raises ValueError before the first frame."""
         with self._lock:
-            if not self.position:
-                raise ValueError("nothing was fed yet; feed a frame before a question")
             slots = self.heaviest(self.config.retrieved)
             newest = (self.position - 1) % self.bank
             detail, number = self.held["detail"], self.held["number"]

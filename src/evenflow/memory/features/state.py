@@ -62,8 +62,11 @@ class FeatureState:
     def heaviest(self, count: int) -> Tensor:
         """Slots of the bank whose keys are nearest to the `count` heaviest means, in order of time: int64 [≤ count].
 
-        A mean takes what no heavier one has taken, so that as many come back as there are.
+        A mean takes what no heavier one has taken, so that as many come back as there are. Raises ValueError before the
+        first item.
         """
+        if not self.position:
+            raise ValueError("nothing was fed yet; feed before a question")
         filled, summary = min(self.position, self.bank), self.summary
         chosen = summary.weight.argsort(descending=True, stable=True)[:count]
         distance = torch.cdist(summary.mean[chosen], self.held["key"][:filled].to(summary.mean.dtype))

@@ -1,0 +1,11 @@
+"""Networks whose layers keep different kinds of memory: a window of keys, a matrix (InfiniteVL), fast weights
+(Spatial-TTT); and sessions of them."""
+
+from .fast import FastLayer
+from .network import PRESETS, DeltaLayer, Hybrid, HybridConfig, Kind, Windowed, WindowLayer, frame_places, in_a_row
+from .session import HybridSession
+
+__all__ = [
+    "PRESETS", "DeltaLayer", "FastLayer", "Hybrid", "HybridConfig", "HybridSession", "Kind", "WindowLayer", "Windowed",
+    "frame_places", "in_a_row",
+]  # fmt: skip
