@@ -179,7 +179,7 @@ def test_the_page_recovers_when_the_server_was_killed(page, server):
         lambda: re.search(r"The server is back since \d\d:\d\d; your video goes on at \d+:\d\d", text(page, "#banner"))
     )
     settle(lambda: shows(page, blue=True))
-    settle(lambda: float(text(page, "#f-fps")) > 5)
+    settle(lambda: float(text(page, "#f-fps").replace("–", "0")) > 5)
     assert text(page, "#caption") == "a blue sea"
 
 
@@ -189,7 +189,9 @@ def test_a_text_is_read(page, server):
     page.fill("#text", "The sea was calm. " * 60)
     page.click("#read-start")
     settle(lambda: "Read to the end" in text(page, "#toasts"), 20)
-    assert float(text(page, "#r-loss")) > 0 and int(text(page, "#r-tokens").replace(",", "")) > 200
+    # The last figures come with the next picture of the page, which on a busy machine is after the message.
+    settle(lambda: float(text(page, "#r-loss").replace("–", "0")) > 0)
+    assert int(text(page, "#r-tokens").replace(",", "")) > 200
     assert page.locator("#flow span").count() > 250, "all that was read is shown, however fast"
     page.fill("#text-memory", "nonsense")
     page.click("#read-start")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 from itertools import pairwise
@@ -19,6 +21,7 @@ from evenflow.serve.playback import Playback
 from evenflow.serve.protocol import Refused
 from evenflow.serve.reading import QUIET, Reader, spans
 from evenflow.serve.security import Guard
+from evenflow.serve.viewer import Outbox
 from evenflow.serve.worker import Worker
 
 FRAMES = np.zeros((12, 8, 8, 3), np.uint8)
@@ -271,3 +274,23 @@ def test_drift_is_measured_from_the_second_chunk_of_a_scene():
     assert drift.of(grey) == pytest.approx(50 / 255 / 2**0.5, rel=1e-5)
     drift.anew()
     assert [drift.of(grey), drift.of(grey), drift.of(grey)] == [0, 0, 0]
+
+
+def test_an_answer_never_overtakes_the_figures_that_came_before_it():
+    sent = []
+
+    class Socket:
+        async def send_text(self, text):
+            sent.append(json.loads(text))
+
+    async def send():
+        outbox = Outbox(Socket(), Limits())
+        for n in range(3):
+            outbox._put({"type": "read.progress", "tokens": n, "pieces": [[f"word {n}", 1.0]]})
+        outbox._put({"type": "read.finished", "tokens": 2})
+        outbox.over = True
+        await outbox.run()
+
+    asyncio.run(send())
+    assert [event["type"] for event in sent] == ["read.progress", "read.finished"]
+    assert sent[0]["tokens"] == 2 and [piece for piece, _ in sent[0]["pieces"]] == ["word 0", "word 1", "word 2"]

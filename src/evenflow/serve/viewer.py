@@ -14,6 +14,7 @@ from fastapi import WebSocket
 from .limits import Limits
 from .pictures import QUALITIES, encode
 from .protocol import FrameHeader, pack_frame
+from .reading import SHOWN
 from .session import Session
 
 LATEST = ("stats", "memory", "read.progress")  # of these only the newest is worth sending
@@ -27,6 +28,19 @@ def clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): clean(inner) for key, inner in value.items()}
     return [clean(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _joined(before: dict[str, Any] | None, event: dict[str, Any]) -> dict[str, Any]:
+    """Figures in place of older ones of their kind, with what those would have shown and these do not repeat."""
+    if before is None:
+        return event
+    if event["type"] == "memory":
+        kept = {latent for latent, _ in event["held"]}
+        thumbs = {**before["thumbs"], **event["thumbs"]}
+        return {**event, "thumbs": {n: picture for n, picture in thumbs.items() if n in kept}}
+    if event["type"] == "read.progress":
+        return {**event, "pieces": [*before["pieces"], *event["pieces"]][-SHOWN:]}
+    return event
 
 
 class TooSlow(Exception):
@@ -62,14 +76,12 @@ class Outbox:
     def _put(self, event: dict[str, Any]) -> None:
         kind = event["type"]
         if kind in LATEST:
-            before = self._latest.get(kind)
-            if kind == "memory" and before is not None:
-                event = {**event, "thumbs": {**before["thumbs"], **event["thumbs"]}}
-                kept = {latent for latent, _ in event["held"]}
-                event["thumbs"] = {n: picture for n, picture in event["thumbs"].items() if n in kept}
+            event = _joined(self._latest.get(kind), event)
             self._latest[kind] = event
         elif len(self._answers) < self.limits.events:
-            self._answers.append(event)
+            # An answer closes what it answers: figures that came before it are told before it.
+            self._answers += [*self._latest.values(), event]
+            self._latest.clear()
         else:
             self.over = True  # a client that reads nothing while it asks for more
         self._news.set()
