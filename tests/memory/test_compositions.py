@@ -41,6 +41,7 @@ from evenflow.memory import (
     Realigned,
     Recall,
     Regions,
+    Rerouted,
     RoundsByModality,
     Routed,
     SameBucket,
@@ -81,6 +82,7 @@ FOLD = [
 RECALL = [
     AllHeld(), BestBlocks(0.5, 2), SameBucket(2, 2), SameBucket(3, 1, 1, (1,)), Pages(2, 2, 0.5),
     Pages(1, 3, 0.4, Absolute()), TopBlocks(2), UntilMass(0.5), UntilMass(0.3, "shifted", union=True),
+    Rerouted(3, 1, 1, 2, seed=5), Rerouted(2, 2, 1, 3),
 ]  # fmt: skip
 PLACE = [
     Absolute(), Contiguous(), Clipped(6), DistanceCeiling(5), DistanceCeiling(4, packed=True), Realigned(),
@@ -107,6 +109,8 @@ def drawn(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     away = {UntilMass: Clustered, TopBlocks: Spilled}  # what a recall needs
     near = [r for r in RECALL if isinstance(fold, away.get(type(r), Fold))]
     together = [r for r in near if isinstance(r, BestBlocks | SameBucket) or getattr(r, "union", False)]
+    plain = isinstance(evict, Oldest) and not evict.with_fresh and window and inside == "both"
+    near = [r for r in near if plain or not isinstance(r, Rerouted)]
     recall = draw(st.sampled_from([r for r in near if inside == "both" or r not in together]))
     places = [p for p in PLACE if not p.moves or not isinstance(fold, Clustered)]
     heads, kv_heads = draw(st.sampled_from([(4, 2), (4, 4), (2, 1)]))
@@ -135,7 +139,7 @@ def tags(first: int, count: int) -> dict[str, Tensor]:
     at = torch.arange(first, first + count)
     return {
         "time": at * 0.4, "modality": torch.where(at % 7 < 4, 1, torch.where(at % 7 < 6, 0, 2)), "segment": at // 7,
-        "coordinates": torch.stack([at % 7 // 2, at % 2], -1), "route": at // 6 % 3,
+        "coordinates": torch.stack([at % 7 // 2, at % 2], -1), "route": torch.where(at < 30, 0, at // 6 % 3),
     }  # fmt: skip
 
 

@@ -68,11 +68,10 @@ def lfm2():
     )
 
 
-def qwen3_next():
+def matrices_only():
     return transformers.Qwen3NextForCausalLM(
         config("Qwen3Next", **SIZES, num_key_value_heads=2, head_dim=8, num_experts=2, num_experts_per_tok=1,
-               moe_intermediate_size=16, shared_expert_intermediate_size=16,
-               layer_types=["linear_attention", "full_attention"])
+               moe_intermediate_size=16, shared_expert_intermediate_size=16, layer_types=["linear_attention"] * 2)
     )  # fmt: skip
 
 
@@ -92,7 +91,7 @@ REFUSED = {
     "state space": (mamba, "layers of type linear_attention"),
     "hybrid": (jamba, "layers of type|ask the attention interface"),
     "convolutions": (lfm2, "layers of type conv"),
-    "linear attention": (qwen3_next, "layers of type linear_attention"),
+    "linear attention": (matrices_only, "layers of type linear_attention only"),
     "positions nobody tells": (gptj, "how it places tokens|other logits"),
     "no head": (bare, "no language modelling head"),
 }

@@ -27,7 +27,7 @@ def small(name: str, drop: tuple[str, ...] = (), **extra: Any) -> Callable[[], P
             **{key: value for key, value in SMALL.items() if key not in drop} | extra
         )
         model = getattr(transformers, f"{name}ForCausalLM")(config)
-        if hasattr(config, "num_local_experts"):
+        if hasattr(config, "num_local_experts") or hasattr(config, "num_experts"):
             model.set_experts_implementation("eager")  # the grouped kernel has no float64
         return model
 
@@ -85,6 +85,48 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "cohere": small("Cohere"),
 }  # fmt: skip
+
+
+def tower(name: str, sections: list[int], **vision: Any) -> Callable[[], PreTrainedModel]:
+    """A maker of a random `{name}ForConditionalGeneration`, whose text tower turns `sections` of channels by t, h, w."""
+
+    def make() -> PreTrainedModel:
+        rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
+        text = SMALL | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope}
+        sees = {"depth": 1, "num_heads": 2, "patch_size": 4} | vision
+        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=sees, **SPECIAL)
+        model: PreTrainedModel = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+        return model
+
+    return make
+
+
+SPECIAL = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+SEES = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+TOWERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen2-vl": tower("Qwen2VL", [2, 3, 3], embed_dim=16, hidden_size=32, mlp_ratio=2),
+    "qwen2.5-vl": tower("Qwen2_5_VL", [2, 3, 3], **SEES, window_size=16, fullatt_block_indexes=[0]),
+    "qwen3-vl": tower("Qwen3VL", [4, 2, 2], **SEES, num_position_embeddings=16, deepstack_visual_indexes=[]),
+}
+MATRICES: dict[str, Any] = {
+    "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2,
+}  # fmt: skip
+
+
+def qwen3_5() -> PreTrainedModel:
+    """A random Qwen3.5 text model: gated delta layers, and attention on three interleaved axes."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    return transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**SMALL | MATRICES, rope_parameters=rope))
+
+
+HYBRIDS: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen3-next": small(
+        "Qwen3Next", **MATRICES, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "qwen3.5": qwen3_5,
+}  # fmt: skip
 INTERLEAVED = {"cohere"}
 OWN_ATTENTION = {"falcon", "falcon-new", "falcon-alibi", "bloom", "mpt"}
 
@@ -97,7 +139,7 @@ def shared(name: str) -> PreTrainedModel:
 
 def fresh(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = FAMILIES[name]().eval()
+    model = (FAMILIES | TOWERS | HYBRIDS)[name]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start at ones and zeros, which would hide a mistake

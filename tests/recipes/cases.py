@@ -53,6 +53,13 @@ def routes(first: int, count: int) -> dict[str, Tensor]:
     return {**grid(first, count), "route": torch.arange(first, first + count) // 6 % 3}
 
 
+def branching(first: int, count: int) -> dict[str, Tensor]:
+    """The same, and from the fifth chunk of six tokens on, each of two branches for two chunks, then none for one."""
+    chunk = torch.arange(first, first + count) // 6
+    code = torch.tensor([1, 3, 2, 4, 0])[chunk % 5]
+    return {**grid(first, count), "route": torch.where(chunk < 5, 0, code)}
+
+
 CASES: dict[str, Case] = {
     "anchor-forcing": video({"window": 6}, {"window": 50, "trained": 60}, tags=prompts),
     "deep-forcing": video(
@@ -63,6 +70,10 @@ CASES: dict[str, Case] = {
     "full": Case({}, {}, any_cut=True, bounded=False),
     "infinite-vggt": Case(
         {"total_budget": 24, "frame": 2}, {"total_budget": 1000, "frame": 2}, step=2, rope=None, tags=grid
+    ),
+    "kvpo": video(
+        {"window": 9, "physical": 12, "nearest": 4, "blocks": 2, "branches": 2},
+        {"window": 50, "physical": 60, "nearest": 47}, tags=branching,
     ),
     "learned-sink": Case({"window": 13}, None, any_cut=True, why="its softmax has one more term"),
     "live-vlm": Case(

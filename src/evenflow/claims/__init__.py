@@ -6,6 +6,7 @@ from . import (
     clustering,
     endless,
     exactness,
+    exploring,
     features,
     folding,
     lanes,
@@ -21,6 +22,8 @@ from . import (
     states,
     store,
     streams_of_frames,
+    timing,
+    towers,
     trained,
     video,
     windows,
@@ -29,8 +32,8 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "exploring", "features", "folding", "lanes", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
-    "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "trained", "video",
+    "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "timing", "towers", "trained", "video",
     "windows",
 ]  # fmt: skip

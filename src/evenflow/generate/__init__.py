@@ -11,10 +11,11 @@ from .pacing import NoiseControl
 from .queue import newest
 from .saving import resume_stream
 from .schedule import Call, Chunks, Knots, Schedule
+from .searching import Beam, Search, SearchedStream
 from .stream import Chunk, VideoStream
 
 __all__ = [
-    "SCHEDULES", "Batch", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Engine", "Flow", "Given", "Guidance", "Knots", "NoiseControl", "Rolling",
-    "Sampler", "Schedule", "VideoStream", "compatible", "memory_for_video", "newest", "noise", "parse_schedule", "replay",
+    "SCHEDULES", "Batch", "Beam", "Buffer", "Call", "Chunk", "Chunks", "Consistency", "Engine", "Flow", "Given", "Guidance", "Knots", "NoiseControl", "Rolling",
+    "Sampler", "Schedule", "Search", "SearchedStream", "VideoStream", "compatible", "memory_for_video", "newest", "noise", "parse_schedule", "replay",
     "resume_stream",
 ]  # fmt: skip

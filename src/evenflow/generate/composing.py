@@ -8,7 +8,8 @@
 | buffer, rain | no memory: nothing is remembered beyond the buffer |
 | batch | no memory (StreamDiffusion), or `streamdiffusion-v2` with a copy for each level |
 
-*Plain* are memories where the oldest frame leaves and is dropped: `self-forcing`, `longlive`, `motionstream`, `dvgt2`.
+*Plain* are memories where the oldest frame leaves and is dropped, and all others are seen: `self-forcing`, `longlive`, `motionstream`,
+`dvgt2`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from ..memory import Dropped, Memory, Oldest, Timeless
+from ..memory import AllHeld, Dropped, Memory, Oldest, Timeless
 from .flow import TABLE, Flow, Sampler, even
 from .moving import Batch, Buffer, Rolling
 from .schedule import Chunks, Knots, Schedule
@@ -109,8 +110,8 @@ def compatible(schedule: Schedule, memory: Memory | None) -> str | None:
 
 
 def plain(memory: Memory) -> bool:
-    """Whether frames simply leave when they are too old, and are gone."""
-    own = type(memory.evict) is Oldest and type(memory.fold) is Dropped
+    """Whether frames simply leave when they are too old, and are gone, and are seen until then."""
+    own = type(memory.evict) is Oldest and type(memory.fold) is Dropped and type(memory.recall) is AllHeld
     return own and memory.name not in ("rolling-forcing", "anchor-forcing", "knot-forcing", "hybrid-forcing")
 
 

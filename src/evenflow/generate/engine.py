@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,11 @@ class Given:
 
     text, negative: what `network` reads, a `Text`. sources: clean latents that fresh frames start from, by frame.
     sampler: for this turn, in place of the engine's; only what level 0 means may differ. condition: frames → the channels behind their latents,
-    [F, extra, H, W], None for zeros.
+    [F, extra, H, W], None for zeros. seed: of this turn's noise, then keyed by (seed, frame of the turn, level), so that
+    two turns with one seed draw alike; None: the engine's, by frames of the stream. follow: σ from −1 to 1, by which the
+    first noise of a frame is σ·n + √(1 − σ²)·ε of its own draw ε and of n, the first noise of the frame as far before it
+    as the turn has frames. route: what the memory is told of the turn's tokens, or a function that tells it of what
+    `finish` made of the turn's latents, for the calls after that; None: nothing.
     """
 
     text: Any = None
@@ -37,6 +41,14 @@ class Given:
     sources: Mapping[int, Tensor] = field(default_factory=dict)
     sampler: Sampler | None = None
     condition: Callable[[Sequence[int]], Tensor | None] | None = None
+    seed: int | None = None
+    follow: float = 0.0
+    route: int | Callable[[Any], int] | None = None
+
+    @property
+    def varied(self) -> bool:
+        """Whether the noise is another than the engine's."""
+        return self.seed is not None or self.follow != 0
 
 
 class Engine:
@@ -49,6 +61,7 @@ class Engine:
     (seed, frame, level).
 
     flight: latents by frame, float32 [C, H, W], never written to, so that a copy of the dict is a copy of the state.
+    entered: likewise the first noise of the last turn's frames, where it was another than the engine's.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class Engine:
             )
         self.flight: dict[int, Tensor] = {}
         self.anchors: dict[int, Tensor] = {}  # clean latents that guidance leads away from
+        self.entered: dict[int, Tensor] = {}
         self.segment = 0
         self._dense: dict[int, Any] = {}
         self._places: dict[int, Tensor] = {}
@@ -72,6 +86,21 @@ class Engine:
     def noise(self, frame: int, level: int) -> Tensor:
         """The noise with which a frame comes to a level, [C, H, W]."""
         return noise(self.seed, (0 if self.slots else frame, level), self.shape).to(self.device)
+
+    def _noise(self, frame: int, level: int, call: Call, given: Given) -> Tensor:
+        """The same, in a turn that may have a seed of its own."""
+        if given.seed is None:
+            return self.noise(frame, level)
+        return noise(given.seed, (call.frames.index(frame), level), self.shape).to(self.device)
+
+    def _first(self, frame: int, call: Call, given: Given) -> Tensor:
+        """The noise with which a frame enters, [C, H, W]."""
+        own, before = self._noise(frame, 0, call, given), frame - len(call.frames)
+        if not given.follow or before < 0:
+            return own
+        parent = self.entered.get(before)
+        parent = self.noise(before, 0) if parent is None else parent
+        return given.follow * parent + (1 - given.follow**2) ** 0.5 * own
 
     # -- a turn --------------------------------------------------------------------------------------------------
 
@@ -84,15 +113,19 @@ class Engine:
         following: the calls of the next turn, which say what has to stay in flight. At most the last call changes the
         memory, and `finish` is called before it does. After an error memory and flight are as they were.
         """
-        flight, anchors = dict(self.flight), dict(self.anchors)
-        done, aside = list[T](), dict[int, Tensor]()
+        flight, anchors, entered = dict(self.flight), dict(self.anchors), self.entered
+        done, aside, told = list[T](), dict[int, Tensor](), given
         try:
             for call in calls:
-                done += self._call(call, given, finish, aside)
+                if done and callable(told.route):
+                    told = replace(told, route=told.route(done[-1]))
+                done += self._call(call, told, finish, aside)
             self.flight |= aside
         except BaseException:
-            self.flight, self.anchors = flight, anchors
+            self.flight, self.anchors, self.entered = flight, anchors, entered
             raise
+        fresh = {frame for call in calls for frame in call.fresh} if given.varied else set()
+        self.entered = {frame: first for frame, first in self.entered.items() if frame in fresh}
         stay = {frame for call in following for frame in call.frames if frame not in call.fresh}
         self.flight = {frame: latent for frame, latent in self.flight.items() if frame in stay}
         self.anchors = {frame: latent for frame, latent in self.anchors.items() if frame in stay}
@@ -102,11 +135,11 @@ class Engine:
         self._enter(call, given)
         aside |= {frame: self.flight[frame] for frame in call.aside}
         x = torch.stack([self.flight[frame] for frame in call.frames]).unflatten(0, (call.rows or 1, -1))
-        with self._step(call, x) as attend:
+        with self._step(call, x, given) as attend:
             out = self._guided(call, x, given, attend)
             if call.clean:
                 return []
-            clean, moved = self._moved(call, x, out, given.sampler or self.sampler)
+            clean, moved = self._moved(call, x, out, given)
             self.flight |= dict(zip(call.frames, moved.flatten(0, 1), strict=True))
             at = [call.frames.index(frame) for frame in call.emit]
             return [finish(clean.flatten(0, 1)[at])] if at else []
@@ -114,18 +147,21 @@ class Engine:
     def _enter(self, call: Call, given: Given) -> None:
         sampler = given.sampler or self.sampler
         for frame in call.fresh:
-            source = given.sources.get(frame)
-            self.flight[frame] = sampler.enter(source, self.noise(frame, 0))
+            source, first = given.sources.get(frame), self._first(frame, call, given)
+            self.flight[frame] = sampler.enter(source, first)
+            if given.varied:
+                self.entered = {**self.entered, frame: first}
             if self.guidance is not None and self.guidance.mode == "self":
                 self.anchors[frame] = torch.zeros_like(self.flight[frame]) if source is None else source
 
-    def _moved(self, call: Call, x: Tensor, out: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def _moved(self, call: Call, x: Tensor, out: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Clean latents and those at the next levels; a pinned frame stays, or becomes the mean of both its versions."""
-        fresh = None
+        sampler, fresh = given.sampler or self.sampler, None
         if sampler.draws and any(level < sampler.levels for level in call.after):
             pairs = zip(call.frames, call.after, strict=True)
             drawn = [
-                self.noise(f, level) if level < sampler.levels else torch.zeros_like(x[0, 0]) for f, level in pairs
+                self._noise(f, level, call, given) if level < sampler.levels else torch.zeros_like(x[0, 0])
+                for f, level in pairs
             ]
             fresh = torch.stack(drawn).view_as(x)
         clean, moved = sampler.move(x, out, call.before, call.after, fresh)
@@ -178,11 +214,11 @@ class Engine:
         every[at], when[at] = x, t
         return self.network(every, when, text, attend)[at]
 
-    def _step(self, call: Call, x: Tensor) -> AbstractContextManager[Any]:
+    def _step(self, call: Call, x: Tensor, given: Given) -> AbstractContextManager[Any]:
         frames = x.shape[1]
         if self.memory is None:
             return nullcontext(self._alone(frames))
-        copies, m, tags = self.memory.memory.rows, frames * self.tokens[0] * self.tokens[1], self.tags(frames)
+        copies, m, tags = self.memory.memory.rows, frames * self.tokens[0] * self.tokens[1], self.tags(frames, given)
         there = None
         if call.rows:
             there = torch.zeros(copies, m, dtype=torch.bool)
@@ -200,12 +236,14 @@ class Engine:
             self._dense[frames] = Dense(self.network.rope, head_dim, times, *self.tokens, dtype=dtype)
         return self._dense[frames]
 
-    def tags(self, frames: int) -> dict[str, Tensor]:
+    def tags(self, frames: int, given: Given) -> dict[str, Tensor]:
         """What a memory is told of the tokens of so many frames."""
         if frames not in self._places:
             self._places[frames] = places(frames, *self.tokens, self.device)
         where = self._places[frames]
-        return {"coordinates": where} | ({"segment": where[:, 0] * 0 + self.segment} if self.segments else {})
+        told = {"segment": self.segment if self.segments else None, "route": given.route}
+        every = {name: where[:, 0] * 0 + tag for name, tag in told.items() if isinstance(tag, int)}
+        return {"coordinates": where} | every
 
     # -- clean frames --------------------------------------------------------------------------------------------
 
@@ -218,19 +256,19 @@ class Engine:
         level = (self.sampler.levels,) * len(frames)
         call = Call(tuple(frames), level, level, commit=True, clean=True)
         if not again:
-            with self._step(call, latents[None]) as attend:
+            with self._step(call, latents[None], given) as attend:
                 self._network(call, latents[None], self.sampler.t(level), given.text, given, attend)
             return
         if not isinstance(self.memory, ArenaState) or self.memory.memory.rows > 1:
             raise ValueError(f"{self.memory.memory.name} cannot compute frames anew; ask with how='keep' or 'clear'")
         m = len(frames) * self.tokens[0] * self.tokens[1]
-        with _attending(self.memory, self.memory.recache(m, self.tags(len(frames)))) as attend:
+        with _attending(self.memory, self.memory.recache(m, self.tags(len(frames), given))) as attend:
             self._network(call, latents[None], self.sampler.t(level), given.text, given, attend)
 
     def fork(self) -> Engine:
         """An independent copy over the same network."""
         twin = copy.copy(self)
-        twin.flight, twin.anchors = dict(self.flight), dict(self.anchors)
+        twin.flight, twin.anchors, twin.entered = dict(self.flight), dict(self.anchors), dict(self.entered)
         twin.memory = None if self.memory is None else self.memory.fork()
         return twin
 

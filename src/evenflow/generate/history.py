@@ -47,6 +47,9 @@ def replay(
     for entry in history[1:]:
         while stream.position < entry["frame"]:
             yield stream.step()
+        if entry["do"] == "step":
+            yield stream.step(seed=entry["seed"], follow=entry["follow"], route=entry["route"])
+            continue
         _do(stream, entry, videos)
 
 

@@ -93,7 +93,9 @@ def write(stream: VideoStream, path: str | os.PathLike[str]) -> None:
     """Everything that a later stream needs to go on bit for bit."""
     engine, tensors = stream._engine, dict[str, Tensor]()
     codec = {name: flat(getattr(stream, f"_{name}"), name, tensors) for name in ("decoder", "encoder")}
-    for name, latents in (("flight", engine.flight), ("anchors", engine.anchors), ("sources", stream._sources)):
+    for name, latents in (
+        ("flight", engine.flight), ("anchors", engine.anchors), ("entered", engine.entered), ("sources", stream._sources),
+    ):  # fmt: skip
         tensors |= {f"{name}.{frame}": latent for frame, latent in latents.items()}
     if stream._seen is not None:
         tensors["seen"] = torch.from_numpy(stream._seen)
@@ -166,6 +168,7 @@ def _fill(stream: VideoStream, tensors: Mapping[str, Tensor], meta: Mapping[str,
         state = {n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")}
         engine.memory.load_state_dict({**state, **meta["state"]})
     engine.flight, engine.anchors, engine.segment = under("flight"), under("anchors"), meta["segment"]
+    engine.entered = under("entered")
     stream._sources, clean = under("sources"), under("clean")
     stream._clean = [clean[n] for n in sorted(clean)]
     stream._decoder, stream._encoder = (grown(meta["codec"][name], tensors) for name in ("decoder", "encoder"))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..memory import FOLDED, Memory
+from ..memory import FOLDED, Memory, Rerouted, Routed
 from ..memory.chunks import ArenaState
 from ..models.video.model import VideoModel
 from .asking import Asked
@@ -26,7 +27,7 @@ from .pacing import NoiseControl
 from .pixels import to_pixels
 from .prompts import Embeddings, Wish, weights_of
 from .saving import tensors_of, write
-from .schedule import Schedule
+from .schedule import Chunks, Schedule
 from .tracks import Track, drawn
 from .watching import Watching
 
@@ -109,7 +110,13 @@ class VideoStream(Watching):
     def nbytes(self) -> int:
         """Bytes of everything that the stream keeps: memory, latents in flight and behind, what the codec remembers."""
         engine = self._engine
-        kept = [*engine.flight.values(), *engine.anchors.values(), *self._clean, *self._sources.values()]
+        kept = [
+            *engine.flight.values(),
+            *engine.anchors.values(),
+            *engine.entered.values(),
+            *self._clean,
+            *self._sources.values(),
+        ]
         memory = 0 if engine.memory is None else engine.memory.nbytes
         return memory + sum(t.nbytes for t in (*kept, *tensors_of((self._decoder, self._encoder))))
 
@@ -142,8 +149,25 @@ class VideoStream(Watching):
         while True:
             yield self.step()
 
-    def step(self) -> Chunk:
-        """The next chunk. Raises ValueError where a video to be restyled has not come that far."""
+    def step(
+        self, *, seed: int | None = None, follow: float = 0.0, route: int | Callable[[np.ndarray], int] | None = None
+    ) -> Chunk:
+        """The next chunk. Raises ValueError where a video to be restyled has not come that far.
+
+        What it may be told, with the schedule `Chunks`: seed, of this chunk's noise in place of the stream's, keyed by
+        frames of the chunk. follow: σ from −1 to 1, how much of its first noise is that of the chunk before, σ·n + √(1 − σ²)·ε.
+        route: what a memory with routes is told of it (`Routed`, `Rerouted`), or a function of its pixel frames, uint8
+        [n, H, W, 3], that tells what it is told when it keeps them. What was told is noted in `history`.
+        """
+        self._may_be_told(seed, follow, route)
+        at, sent = self._position, list[int]()
+
+        def decided(made: tuple[Tensor, np.ndarray, Any]) -> int:
+            assert callable(route)
+            sent.append(index(route(made[1])))
+            return sent[-1]
+
+        told = partial(replace, seed=seed, follow=float(follow), route=decided if callable(route) else route)
         began, calls, done = time.perf_counter(), 0, list[tuple[Tensor, np.ndarray, Any]]()
         self._switch()
         wish, first = self._wish, self.frames
@@ -152,7 +176,7 @@ class VideoStream(Watching):
             turn, following = (self._calls(self._turn + ahead) for ahead in (0, 1))
             self._watched_enough(turn)
             before = self._level
-            given = self._given(seconds, self._bears(turn))
+            given = told(self._given(seconds, self._bears(turn)))
             try:
                 done = self._engine.turn(turn, following, given, self._decoded)
             except BaseException:
@@ -167,7 +191,28 @@ class VideoStream(Watching):
         self._position += len(latents)
         self._remember(latents)
         self._prune()
+        if given.varied or given.route is not None:
+            self._note("step", at, seed=seed, follow=float(follow), route=sent[0] if sent else route)
         return Chunk(frames, first, wish.said(seconds), calls, time.perf_counter() - began)
+
+    def _may_be_told(self, seed: int | None, follow: float, route: Any) -> None:
+        if seed is None and not follow and route is None:
+            return
+        if not isinstance(self.schedule, Chunks):
+            raise ValueError(
+                f"{type(self.schedule).__name__.lower()} makes several chunks at once; only with chunks can one be told a "
+                "seed, a route or what to follow"
+            )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number")
+        if isinstance(follow, bool) or not isinstance(follow, (int, float)) or not -1 <= follow <= 1:
+            raise ValueError(f"follow is {follow!r}; it must lie between -1 and 1, and 0 follows nothing")
+        memory = self.memory
+        assert memory is not None  # `Chunks` goes with none but a memory
+        if route is not None and not (isinstance(memory.fold, Routed) or isinstance(memory.recall, Rerouted)):
+            raise ValueError(f"{memory.name} has no routes; open the stream with memory='stream-t1' or 'kvpo'")
+        if route is not None and not callable(route) and (isinstance(route, bool) or not isinstance(route, int)):
+            raise ValueError(f"route is {route!r}; it must be a whole number, or a function that tells one")
 
     def _decoded(self, latents: Tensor) -> tuple[Tensor, np.ndarray, Any]:
         frames, decoder = self._codec().decode(latents[None], self._decoder)
@@ -191,7 +236,7 @@ class VideoStream(Watching):
     def fork(self) -> VideoStream:
         """An independent copy over the same model."""
         twin = copy.copy(self)
-        twin._engine, twin.history = self._engine.fork(), copy.deepcopy(self.history)
+        twin._engine, twin.history = self._engine.fork(), list(self.history)
         twin._prompts = Embeddings(self._prompts.encode, self._prompts.read)
         twin._asked, twin._tracks, twin._clean = list(self._asked), list(self._tracks), list(self._clean)
         twin._sources, twin._motion = dict(self._sources), dict(self._motion)

@@ -6,6 +6,7 @@ from .base import MemoryState
 from .clustered import Clustered, UntilMass
 from .diverse import LeastDiverse
 from .evict import LastByModality, LastSeconds, Never, Oldest
+from .exploring import Rerouted
 from .files import StateError, read_state, write_state
 from .fold import Averaged, Convolved, Dropped
 from .heads import ByHeadGroup
@@ -14,6 +15,10 @@ from .lane_places import Decoupled, Gapped, Interleaved, LanePlace, Overlapped
 from .lanes import Lanes, LanesState
 from .layout import Geometry, Memory
 from .linear import LinearState
+from .linked import Linked
+from .linked_clock import Clock, Latents, Rate
+from .linked_masks import linked_blocks, linked_mask, linked_places
+from .linked_state import LinkedState
 from .merging import Merged
 from .place import Absolute, Clipped, Contiguous, DistanceCeiling, Realigned, Regions, Timeless
 from .recall import AllHeld, BestBlocks, Pages, SameBucket
@@ -36,6 +41,7 @@ __all__ = [
     "BestBlocks",
     "ByHeadGroup",
     "Clipped",
+    "Clock",
     "Clustered",
     "Contiguous",
     "Convolved",
@@ -54,9 +60,12 @@ __all__ = [
     "LanesState",
     "LastByModality",
     "LastSeconds",
+    "Latents",
     "LeastAttended",
     "LeastDiverse",
     "LinearState",
+    "Linked",
+    "LinkedState",
     "Memory",
     "MemoryState",
     "Merged",
@@ -66,9 +75,11 @@ __all__ = [
     "Pages",
     "Place",
     "Places",
+    "Rate",
     "Realigned",
     "Recall",
     "Regions",
+    "Rerouted",
     "RingState",
     "Rope",
     "RoundsByModality",
@@ -82,6 +93,9 @@ __all__ = [
     "TopBlocks",
     "UntilMass",
     "View",
+    "linked_blocks",
+    "linked_mask",
+    "linked_places",
     "packed_loss",
     "packed_mask",
     "packed_positions",

@@ -12,9 +12,9 @@ import copy
 import inspect
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -27,7 +27,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from ..memory import Memory, MemoryState, Rope
 from ..memory.question import Question
 from ..memory.rope import Style
-from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, vocabulary_of
+from .axes import axes_of, numbered, on_axes, single_axis
+from .families import OWN_ATTENTION, OwnAttention, Unsupported, check_generates, check_streams, tower_of, vocabulary_of
+from .linear_layers import LinearStates, Sheet, States, linear_modules, note_inputs
 from .rotary import hold, rope_of, rotary_modules, style_of
 
 ATTENTION = "evenflow"
@@ -112,17 +114,29 @@ class Decoder:
         self.name = type(model).__name__
         self.weights = _identity(model)
         self.twin = twin_of(model)
+        self.tower = tower_of(self.twin)
+        self.linear = linear_modules(self.tower)
+        note_inputs(self.linear)
         self.device = model.device
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         own = OWN_ATTENTION.get(model.config.model_type)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions, self._takes_keep = "position_ids" in accepted, "logits_to_keep" in accepted
+        self._cache = "cache" if "cache" in accepted else "past_key_values"
+        self.embeds = "inputs_embeds" in accepted  # whether it reads features as well as ids
+        turning = [axes_of(rotary) for rotary in rotary_modules(self.tower)]
+        self.axes = turning[0] if turning else None
         self._inputs = {k: v.to(self.device) for k, v in own.inputs().items()} if own else {}
         self._zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, vocabulary_of(model), (1, sum(CHECK_PIECES)), generator=generator).to(self.device)
+        # Where tokens have places of three numbers, any will do, as long as no two of them always agree.
+        places = torch.stack([ids * 0 + torch.arange(ids.shape[1]).to(ids) * step % 11 for step in (1, 3, 5)], -1)
         with torch.no_grad():
             expected = self.twin(input_ids=ids, use_cache=False).logits
+            placed = None
+            if self.axes is not None:
+                placed = self.twin(input_ids=ids, use_cache=False, position_ids=places.permute(2, 0, 1)).logits
         if not bool(expected.isfinite().all()):
             raise ValueError(f"{self.name} gives logits that are not numbers: {_not_numbers(model)}")
         self.alibi = own.slopes(self.twin) if own else None
@@ -130,7 +144,10 @@ class Decoder:
         try:
             self._lead(own)
             self.layers = self._probe(ids[:, :2], own)
-            self._check(ids, expected, max(TOLERANCE.get(expected.dtype, 0.1), own.rounding if own else 0.0))
+            allowed = max(TOLERANCE.get(expected.dtype, 0.1), own.rounding if own else 0.0)
+            self.like = self._check(ids, expected, allowed)
+            if placed is not None:
+                self._check(ids, placed, allowed, places)
         except Unsupported:
             raise
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -141,14 +158,15 @@ class Decoder:
     def _read_rotaries(self) -> dict[str, nn.Module]:
         """Copies of the rotary modules, as they are now, by the path of the module that owns them."""
         rotaries = {}
+        within = set(rotary_modules(self.tower))
         for path, module in self.twin.named_modules():
-            if module in rotary_modules(module):
+            if module in within:
                 rotaries[path.rpartition(".")[0]] = copy.deepcopy(module)
         return rotaries
 
     def _lead(self, own: OwnAttention | None) -> None:
         """Make every layer of the twin ask `_attention`, with raw queries and keys."""
-        for module in self.twin.modules():
+        for module in self.tower.modules():
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = ATTENTION
@@ -159,7 +177,7 @@ class Decoder:
         """Run the twin and note what each layer asks for; attention gives zeros, so layers do not see each other."""
         asked: dict[nn.Module, Asked] = {}
         config = self.twin.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
+        kinds = [kind for kind in getattr(config, "layer_types", None) or () if kind != "linear_attention"]
 
         def note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
             if module in asked:
@@ -168,7 +186,7 @@ class Decoder:
             asked[module] = Asked.by(module, query, key, value, kind, options)
             return value.new_zeros(*query.shape[:3], value.shape[-1])
 
-        for rotary in rotary_modules(self.twin):
+        for rotary in rotary_modules(self.tower):
             hold(rotary, cosine, sine)
         with torch.inference_mode():
             self._asking(note, ids)
@@ -179,7 +197,7 @@ class Decoder:
         turned = self._ask_layers(ids, 0, 1)
         asked = self._ask_layers(ids, 1, 0)
         layers, expected = list(asked.values()), self.twin.config.get_text_config().num_hidden_layers
-        if len(layers) != expected:
+        if len(layers) + len(self.linear) != expected:
             raise Unsupported(
                 f"{self.name} has {expected} layers, of which {len(layers)} ask the attention interface: the others "
                 "keep a state of another kind (state-space, recurrent, convolution) or compute attention on their own"
@@ -213,21 +231,33 @@ class Decoder:
     def _pairs(self, owner: str, layer: Asked) -> int:
         return len(rope_of(self._rotaries[owner], layer.kind, 1, "half").inv_freq or ())
 
-    def _ropes(self, length: int) -> list[Rope | None]:
-        """One `Rope` per layer, None where a layer does not rotate."""
+    def _ropes(self, length: int, first: int | None = None) -> list[Rope | None]:
+        """One `Rope` per layer, None where a layer does not rotate.
+
+        first: which axis of the memory turns what turns with the model's first one; None: all turn with one number.
+        """
+        axes = None if first is None or self.axes is None else tuple(first + axis for axis in self.axes)
         made: dict[object, Rope] = {}
         ropes: list[Rope | None] = []
         for turn, layer in zip(self._turns, self.asked, strict=True):
             key = turn, layer.kind
             if turn is not None and key not in made:
-                made[key] = rope_of(self._rotaries[turn[0]], layer.kind, length, turn[1])
+                made[key] = replace(rope_of(self._rotaries[turn[0]], layer.kind, length, turn[1]), axes=axes)
             ropes.append(made.get(key))
         return ropes
 
-    def _check(self, ids: Tensor, expected: Tensor, allowed: float) -> None:
-        """Read a few tokens through a memory that keeps all, in pieces, and compare with the model's own logits."""
-        state = self.build(Memory(), length=ids.shape[1])
-        got = torch.cat([self.read(state, piece) for piece in torch.split(ids, list(CHECK_PIECES), dim=1)], 1)
+    def _check(self, ids: Tensor, expected: Tensor, allowed: float, places: Tensor | None = None) -> States:
+        """Read a few tokens through a memory that keeps all, in pieces, and compare with the model's own logits.
+
+        Returns what layers without keys have kept, by which such states are known.
+        """
+        state, linear, pieces, column = self.build(Memory(), length=ids.shape[1]), self.matrices(1, 0), [], 0
+        for piece in torch.split(ids, list(CHECK_PIECES), dim=1):
+            stop = column + piece.shape[1]
+            tags = {} if places is None else {"coordinates": places[:, column:stop]}
+            pieces.append(self.read(state, piece, tags=tags, linear=linear))
+            column = stop
+        got = torch.cat(pieces, 1)
         expected = expected.double()
         gap = (got.double() - expected).square().mean().sqrt()
         error = float(gap / (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12))
@@ -237,6 +267,7 @@ class Decoder:
                 f"standard deviations ({allowed:.2g} is allowed). It places tokens or keeps state in a way that is "
                 "not known here"
             )
+        return {} if linear is None else linear.states
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -254,29 +285,66 @@ class Decoder:
                 f"{memory.name} reads with the sink logits that a model brings, as GPT-OSS does, and {self.name} brings "
                 "none; `window` keeps the same tokens without them"
             )
-        return memory.build(
-            layers=len(layers), heads=first.heads, kv_heads=first.kv_heads, head_dim=first.head_dim,
-            value_dim=first.value_dim, rope=self._ropes(positions), batch=batch, dtype=first.dtype,
+        build = partial(
+            Memory.build, layers=len(layers), heads=first.heads, kv_heads=first.kv_heads, head_dim=first.head_dim,
+            value_dim=first.value_dim, batch=batch, dtype=first.dtype,
             device=self.device, alibi=self.alibi, reach=[layer.reach for layer in layers],
             scale=[layer.scale for layer in layers], softcap=first.softcap,
             sink_logits=torch.stack(sinks) if sinks else None,
         )  # fmt: skip
+        lifted = None if self.axes is None else on_axes(memory)
+        if lifted is not None:
+            try:
+                return build(lifted[0], rope=self._ropes(positions, lifted[1]))
+            except ValueError:
+                pass  # Its answers know one axis (folded, spilled or sliding keys): coordinates are then refused.
+        return build(memory, rope=self._ropes(positions))
 
-    def read(self, state: MemoryState, ids: Tensor, mask: Tensor | None = None, last: bool = False) -> Tensor:
+    def matrices(self, batch: int, undo: int) -> LinearStates | None:
+        """What layers without keys keep for `batch` streams, of which `undo` tokens can be taken back; None: no such."""
+        return LinearStates(self.linear, batch, undo) if self.linear else None
+
+    def read(
+        self, state: MemoryState, ids: Tensor, mask: Tensor | None = None, last: bool = False, *,
+        tags: Mapping[str, Tensor] | None = None, commit: bool = True, linear: LinearStates | None = None,
+    ) -> Tensor:  # fmt: skip
         """Feed `ids` [B, m] and remember them; logits [B, m, V], or of the last token only, [B, 1, V], if `last`.
 
-        mask: bool [B, m], False for padding. On any error the memory is as it was before.
+        ids: or features [B, m, hidden]. mask: bool [B, m], False for padding. tags: see `MemoryState.step`, [B, m, …].
+        commit: False leaves no trace. linear: states of the layers without keys. On any error all is as it was before.
         """
-        with torch.inference_mode(), state.step(ids.shape[1], mask=mask):
-            logits = self._asking(self._through(state), ids, last)
+        if linear is not None and mask is not None:
+            raise ValueError(
+                f"{self.name} has layers whose matrix every column would change, padding too; feed rows of equal length, "
+                "or one stream for each"
+            )
+        sheet = None if linear is None else linear.sheet()
+        with torch.inference_mode(), state.step(ids.shape[1], self._tagged(state, ids, mask, tags), commit, mask):
+            logits = self._asking(self._through(state), ids, last, sheet)
             if bool(logits.sum(dtype=torch.float32).isnan()):
                 raise ValueError(f"{self.name} gives logits that are not numbers (NaN weights?); nothing was stored")
+        if linear is not None and sheet is not None and commit:
+            linear.take(sheet, ids.shape[1])
         return logits.clone()  # Outside inference mode: an ordinary tensor, free for any use.
 
-    def select(self, question: Question, ids: Tensor, mask: Tensor | None = None) -> None:
+    def select(
+        self, question: Question, ids: Tensor, mask: Tensor | None = None, linear: LinearStates | None = None
+    ) -> None:
         """Let `ids` [B, m] choose, layer by layer, what the question brings back; nothing else of them stays."""
-        with torch.inference_mode(), question.retrieve(ids.shape[1], mask=mask):
-            self._asking(self._through(question), ids, last=True)
+        tags, sheet = self._tagged(question, ids, mask, None), None if linear is None else linear.sheet()
+        with torch.inference_mode(), question.retrieve(ids.shape[1], tags, mask=mask):
+            self._asking(self._through(question), ids, last=True, sheet=sheet)
+
+    def _tagged(
+        self, state: MemoryState, ids: Tensor, mask: Tensor | None, tags: Mapping[str, Tensor] | None
+    ) -> Mapping[str, Tensor] | None:
+        """Tags of a step, with places on all axes where the model has several."""
+        reason = single_axis(state)
+        if reason is None:
+            return numbered(state, ids.shape[1], mask, tags or {})
+        if tags and "coordinates" in tags:
+            raise ValueError(reason)
+        return tags
 
     def _through(self, state: MemoryState) -> Callable[..., Tensor]:
         """What a layer of the twin calls instead of its own attention."""
@@ -287,9 +355,14 @@ class Decoder:
 
         return attend
 
-    def _asking(self, ask: Callable[..., Tensor], ids: Tensor, last: bool = False) -> Tensor:
+    def _asking(
+        self, ask: Callable[..., Tensor], ids: Tensor, last: bool = False, sheet: Sheet | None = None
+    ) -> Tensor:
         """Run the twin on `ids` [B, m], every layer asking `ask`; logits [B, m, V], or [B, 1, V] if `last`."""
-        inputs = dict(self._inputs)
+        inputs: dict[str, Any] = dict(self._inputs)
+        inputs["inputs_embeds" if ids.is_floating_point() else "input_ids"] = ids
+        if sheet is not None:
+            inputs[self._cache] = sheet
         if self._takes_positions:
             # One zero for all rows and columns; only the length is looked at.
             inputs["position_ids"] = self._zero.expand(1, ids.shape[1])
@@ -297,7 +370,7 @@ class Decoder:
             inputs["logits_to_keep"] = 1
         token = _ask.set(ask)
         try:
-            logits: Tensor = self.twin(input_ids=ids, use_cache=False, **inputs).logits
+            logits: Tensor = self.twin(use_cache=False, **inputs).logits
         finally:
             _ask.reset(token)
         return logits[:, -1:] if last else logits

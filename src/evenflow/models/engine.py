@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..memory import Memory, MemoryState
 from ..memory.chunks import ArenaState
 from .decoder import Decoder
+from .linear_layers import LinearStates
 
 FRESH_TOKENS = 8192  # Tokens in one batch of re-computed windows: bounds the activations, not the result.
 
@@ -43,8 +44,18 @@ class Engine(Protocol):
     def nbytes(self) -> int:
         """Bytes kept between steps."""
 
-    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
-        """Consume ids [B, m]; logits [B, m, V], or [B, 1, V] of the last column if `last`."""
+    def read(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        last: bool,
+        tags: Mapping[str, Tensor] | None = None,
+        commit: bool = True,
+    ) -> Tensor:
+        """Consume ids [B, m], or features [B, m, hidden]; logits [B, m, V], or [B, 1, V] of the last column if `last`.
+
+        tags: of each token, [B, m, …]. commit: False leaves no trace.
+        """
 
     def fork(self) -> Engine:
         """An independent copy."""
@@ -68,13 +79,13 @@ class Engine(Protocol):
 class Attending:
     """Reads through a `MemoryState`: one pass over every token, in flat memory.
 
-    Where a memory's rule is per step, a step is one token, as when it is written: so that any cut gives the same.
+    Where a memory's rule is per step, a step is one token, as when it is written: so that any cut gives the same. What
+    comes with tags is one step, as whoever knows what tokens are knows which belong together. linear: what layers keep
+    that have a matrix in place of keys; None: the model has none.
     """
 
-    def __init__(self, decoder: Decoder, state: MemoryState) -> None:
-        self.decoder, self.state = decoder, state
-        self.truncate, self.reset = state.truncate, state.reset
-        self.state_dict, self.load_state_dict = state.state_dict, state.load_state_dict
+    def __init__(self, decoder: Decoder, state: MemoryState, linear: LinearStates | None = None) -> None:
+        self.decoder, self.state, self.linear = decoder, state, linear
 
     @property
     def positions(self) -> Tensor:
@@ -82,12 +93,21 @@ class Attending:
 
     @property
     def nbytes(self) -> int:
-        return self.state.nbytes
+        return self.state.nbytes + (0 if self.linear is None else self.linear.nbytes)
 
-    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
-        if self.state.memory.cut_free or ids.shape[1] == 1:
-            return self.decoder.read(self.state, ids, mask, last)
+    def read(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        last: bool,
+        tags: Mapping[str, Tensor] | None = None,
+        commit: bool = True,
+    ) -> Tensor:
+        if self.state.memory.cut_free or ids.shape[1] == 1 or tags:
+            return self.decoder.read(self.state, ids, mask, last, tags=tags, commit=commit, linear=self.linear)
         before = self.fork()
+        if not commit:
+            return before._stepwise(ids, mask, last)
         try:
             return self._stepwise(ids, mask, last)
         except BaseException:
@@ -100,22 +120,57 @@ class Attending:
             part = slice(column, column + 1)
             here = None if mask is None else mask[:, part]
             if here is None or bool(here.any()):
-                logits = self.decoder.read(self.state, ids[:, part], here, last=True)
+                logits = self.decoder.read(self.state, ids[:, part], here, last=True, linear=self.linear)
                 if not last or column == ids.shape[1] - 1:
                     pieces[column] = logits
         nothing = torch.zeros_like(next(iter(pieces.values())))
         return torch.cat([pieces.get(column, nothing) for column in range(ids.shape[1])][-1 if last else 0 :], 1)
 
     def fork(self) -> Attending:
-        return Attending(self.decoder, self.state.fork())
+        return Attending(self.decoder, self.state.fork(), None if self.linear is None else self.linear.fork())
 
     def question(self, ids: Tensor | None, mask: Tensor | None) -> Attending:
+        linear = None if self.linear is None else self.linear.question()
         if not isinstance(self.state, ArenaState) or not self.state.memory.retrieves:
-            return self.fork()
+            return Attending(self.decoder, self.state.fork(), linear)
         asked = self.state.question()
         if ids is not None:
-            self.decoder.select(asked, ids, mask)
-        return Attending(self.decoder, asked)
+            self.decoder.select(asked, ids, mask, linear)
+        return Attending(self.decoder, asked, linear)
+
+    def truncate(self, n: int) -> None:
+        if self.linear is None:
+            return self.state.truncate(n)
+        if isinstance(n, int) and n > 0:
+            self.linear.check_truncate(n)
+        self.state.truncate(n)
+        self.linear.truncate(n)
+
+    def reset(self, keep_sink: bool = False) -> None:
+        if self.linear is not None:
+            if keep_sink:
+                raise ValueError(
+                    f"{self.decoder.name} has layers whose matrix cannot forget all but the sinks; reset without keep_sink"
+                )
+            self.linear.reset()
+        self.state.reset(keep_sink)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row `i` continues what row `rows[i]` was. rows: int64 [B]."""
+        self.state.reorder(rows)
+        if self.linear is not None:
+            self.linear.reorder(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state.state_dict() | ({} if self.linear is None else self.linear.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.linear is None:
+            return self.state.load_state_dict(state)
+        own = {name: value for name, value in state.items() if name.startswith("linear.")}
+        loaded = self.linear.loaded(own, self.decoder.like)
+        self.state.load_state_dict({name: value for name, value in state.items() if name not in own})
+        self.linear = loaded
 
 
 class Recomputing:
@@ -139,7 +194,16 @@ class Recomputing:
     def nbytes(self) -> int:
         return sum(8 * len(row) for row in self.rows)
 
-    def read(self, ids: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+    def read(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        last: bool,
+        tags: Mapping[str, Tensor] | None = None,
+        commit: bool = True,
+    ) -> Tensor:
+        if tags or ids.is_floating_point():
+            raise ValueError("a memory that re-computes keeps token ids only; feed ids, without tags")
         after = self.fork()
         logits: Tensor | None = None
         windows: list[tuple[int, int, list[int]]] = []
@@ -170,7 +234,8 @@ class Recomputing:
             logits = dense.new_zeros(*ids.shape, dense.shape[-1]) if logits is None else logits
             logits[[row for row, _, _ in some], [column for _, column, _ in some]] = dense
         assert logits is not None, "at least one token is real"
-        self.rows, self.counts = after.rows, after.counts
+        if commit:
+            self.rows, self.counts = after.rows, after.counts
         return logits[:, -1:] if last else logits
 
     def _model(self, ids: Tensor, **options: int) -> Tensor:

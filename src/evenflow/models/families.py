@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .linear_layers import linear_modules
+
 # What stands where a model expects its attention function: (module, q, k, v, mask, scaling) → ([B, m, H, D], None).
 Attention = Callable[..., tuple[Tensor, None]]
 
@@ -111,9 +113,19 @@ def head_of(model: Any) -> Any:
     return model.get_output_embeddings()
 
 
+def tower_of(model: Any) -> Any:
+    """The part of a model that reads text: all of it, or the language model beside a vision or audio tower."""
+    return model if model.config.get_text_config() is model.config else model.get_decoder()
+
+
 def vocabulary_of(model: Any) -> int:
     """Number of token ids a model reads."""
     return int(model.get_input_embeddings().weight.shape[0])
+
+
+def width_of(model: Any) -> int:
+    """Channels of what a model's first layer reads."""
+    return int(model.get_input_embeddings().weight.shape[1])
 
 
 def check_generates(model: object) -> None:
@@ -144,7 +156,7 @@ def check_streams(model: PreTrainedModel) -> None:
         )
     words = model.get_input_embeddings()
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    for path, module in model.named_modules():
+    for path, module in tower_of(model).named_modules():
         if (
             isinstance(module, nn.Embedding)
             and module is not words
@@ -155,9 +167,16 @@ def check_streams(model: PreTrainedModel) -> None:
                 f"{name} learned one embedding per absolute position ({path}, {module.num_embeddings} rows): a stream "
                 "has no such positions; models with rotary or ALiBi positions stream"
             )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    types, matrices = list(getattr(config, "layer_types", None) or ()), len(linear_modules(tower_of(model)))
+    kinds = set(types) - {"full_attention", "sliding_attention"}
+    if kinds == {"linear_attention"} and types.count("linear_attention") == matrices:
+        if matrices < len(types):
+            return
+        raise Unsupported(
+            f"{name} has layers of type linear_attention only; a stream counts by the keys of attention layers"
+        )
     if kinds:
         raise Unsupported(
             f"{name} has layers of type {', '.join(sorted(kinds))}, whose state is not keys and values of single "
-            "tokens; full and sliding attention stream"
+            "tokens; full and sliding attention stream, alone or between gated delta layers"
         )

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from .families import check_generates
 
@@ -46,7 +54,10 @@ def load(model: object, tokenizer: Any = None, dtype: torch.dtype | str | None =
     elif name == "tiny" or os.sep in name.strip(os.sep).partition(os.sep)[2] or name.startswith((os.sep, ".", "~")):
         raise FileNotFoundError(f"no model folder {place}")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(place, dtype=kind or "auto")
+        config = type(AutoConfig.from_pretrained(place))
+        sees = config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config not in MODEL_FOR_CAUSAL_LM_MAPPING
+        family = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded = family.from_pretrained(place, dtype=kind or "auto")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"cannot load a language model from {name}: {_first_line(error)}") from error
     if tokenizer is None:

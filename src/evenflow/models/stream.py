@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -16,9 +16,10 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..memory import Memory, MemoryState, StateError, read_state, write_state
 from ..memory.question import Question
+from .axes import next_place
 from .decoder import decoder_of, twin_of
 from .engine import Attending, Engine, Recomputing, unfit
-from .families import check_generates, head_of, vocabulary_of
+from .families import check_generates, head_of, vocabulary_of, width_of
 from .fingerprint import fingerprint
 from .loading import load
 from .sampling import Chooser
@@ -76,15 +77,41 @@ class Stream:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def feed(self, ids: Ids, mask: Tensor | None = None) -> Tensor:
+    def feed(
+        self, ids: Ids | None = None, mask: Tensor | None = None, *, tags: Mapping[str, Any] | None = None,
+        embeds: Tensor | None = None, commit: bool = True,
+    ) -> Tensor:  # fmt: skip
         """Read tokens; the logits [B, T, V] after each of them, in the model's dtype.
 
         ids: integers [T] or [B, T], a list or a tensor, any T from 1 on. Feeding in pieces gives what feeding at once
         gives. mask: [B, T], True (or 1) for tokens, False for padding, anywhere; padding is not read, and its logits
         are zeros. Raises TypeError for what is no integer, ValueError for an empty feed, ids outside of the
         vocabulary, a shape that does not fit the batch, and logits that are NaN.
+
+        tags: what is known of each token, [T] or [B, T]: `modality`, `segment`, `frame`, `time`; and `coordinates`, [T, 3]
+        or [B, T, 3] with a model of several rotary axes (Qwen-VL): its numbers (t, h, w), as the model's `get_rope_index`
+        gives them, words without them going on at `next_place`. A memory that decides per step takes a feed with tags as
+        one step (of up to 512 tokens). embeds: in place of ids, what the model's layers are to read, [T, hidden] or
+        [B, T, hidden] in its dtype: pictures as its vision tower gives them. commit: False reads and leaves no trace.
         """
-        return torch.cat(list(self._chunks(*self._checked(ids, mask))), 1)
+        if (ids is None) == (embeds is None):
+            raise ValueError("feed either ids or embeds")
+        read, mask = self._checked(ids, mask) if ids is not None else self._features(embeds, mask)
+        known = self._tags(tags, read)
+        if commit:
+            return torch.cat(list(self._chunks(read, mask, known)), 1)
+        if read.shape[1] > CHUNK:
+            return torch.cat(list(self.fork()._chunks(read, mask, known)), 1)
+        before = self._last
+        try:
+            return self._read(read, mask, tags=known, commit=False)
+        finally:
+            self._last = before
+
+    @property
+    def next_place(self) -> Tensor:
+        """The number of the next word on every rotary axis, int64 [B]: with pictures, less than tokens were read."""
+        return self.positions if self.state is None else next_place(self.state)
 
     def surprisal(self, ids: Ids, mask: Tensor | None = None) -> Tensor:
         """Read tokens; how surprising each was given all before it, in nats: −ln p(token), float32 [B, T].
@@ -115,29 +142,35 @@ class Stream:
                 before, seen, column = self._last, seen | here.any(1), stop
         return torch.cat(pieces, 1)
 
-    def _chunks(self, ids: Tensor, mask: Tensor | None) -> Generator[Tensor, None, None]:
+    def _chunks(
+        self, ids: Tensor, mask: Tensor | None, tags: Mapping[str, Tensor] | None = None
+    ) -> Generator[Tensor, None, None]:
         """Logits of `CHUNK` tokens at a time; all of `ids` is read, or on an error none."""
         whole = ids.shape[1] <= CHUNK
         before = None if whole else (self._engine.fork(), self._last)
         try:
             for first in range(0, ids.shape[1], CHUNK):
                 part = slice(first, first + CHUNK)
-                yield self._read(ids[:, part], None if mask is None else mask[:, part])
+                known = {name: tag[:, part] for name, tag in (tags or {}).items()}
+                yield self._read(ids[:, part], None if mask is None else mask[:, part], tags=known)
         except BaseException:
             if before is not None:
                 self._engine, self._last = before
             raise
 
-    def _read(self, ids: Tensor, mask: Tensor | None, last: bool = False) -> Tensor:
+    def _read(
+        self, ids: Tensor, mask: Tensor | None, last: bool = False, tags: Mapping[str, Tensor] | None = None,
+        commit: bool = True,
+    ) -> Tensor:  # fmt: skip
         """One chunk; `last` computes logits of the last column only, where that is all anybody needs."""
         if mask is not None and bool(mask.all()):
             mask = None
         if mask is not None and not bool(mask.any()):
             return torch.zeros(
-                *ids.shape, head_of(self.model).weight.shape[0], dtype=self.model.dtype, device=ids.device
+                *ids.shape[:2], head_of(self.model).weight.shape[0], dtype=self.model.dtype, device=ids.device
             )
         last = last and (mask is None or bool(mask[:, -1].all()))
-        logits = self._engine.read(ids, mask, last)
+        logits = self._engine.read(ids, mask, last, tags or None, commit)
         if mask is None:
             self._last = logits[:, -1].clone() if logits.shape[1] > 1 else logits[:, -1]
             return logits
@@ -172,21 +205,64 @@ class Stream:
                 + ("[T] or [1, T]" if self.batch == 1 else f"[{self.batch}, T]")
             )
         tensor = tensor.to(self.model.device, torch.int64)
-        if mask is not None:
-            mask = torch.as_tensor(mask)
-            if mask.shape != tensor.shape:
-                raise ValueError(f"mask has shape {tuple(mask.shape)}; expected that of ids, {tuple(tensor.shape)}")
-            mask = mask.to(self.model.device) != 0
-            if not bool(mask.any()):
-                raise ValueError("the mask leaves no token; feed at least one")
-            tensor = tensor.masked_fill(~mask, 0)
+        mask = self._mask(mask, tensor)
+        tensor = tensor if mask is None else tensor.masked_fill(~mask, 0)
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high >= self._vocabulary:
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is out of range; the model has ids 0 to {self._vocabulary - 1}")
-        if tensor.shape[0] != self.batch and self._make is not None:
-            self.batch, self._engine = tensor.shape[0], self._make(tensor.shape[0])
+        self._widen(tensor.shape[0])
         return tensor, mask
+
+    def _mask(self, mask: Tensor | None, read: Tensor) -> Tensor | None:
+        """Bool [B, T] on the model's device."""
+        if mask is None:
+            return None
+        mask = torch.as_tensor(mask)
+        if mask.shape != read.shape[:2]:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; expected that of ids, {tuple(read.shape[:2])}")
+        mask = mask.to(self.model.device) != 0
+        if not bool(mask.any()):
+            raise ValueError("the mask leaves no token; feed at least one")
+        return mask
+
+    def _features(self, embeds: Any, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features [B, T, hidden] and a mask on the model's device."""
+        hidden = width_of(self.model)
+        if not isinstance(embeds, Tensor) or embeds.dtype != self.model.dtype or embeds.shape[-1:] != (hidden,):
+            kind = (embeds.dtype, tuple(embeds.shape)) if isinstance(embeds, Tensor) else type(embeds).__name__
+            raise ValueError(f"embeds are {kind}; expected {self.model.dtype} [T, {hidden}] or [B, T, {hidden}]")
+        tensor = (embeds[None] if embeds.ndim == 2 else embeds).to(self.model.device)
+        if tensor.ndim != 3 or not tensor.shape[1] or not self._takes(tensor.shape[0]):
+            raise ValueError(
+                f"embeds have shape {tuple(embeds.shape)}; expected [{self.batch}, T, {hidden}], T from 1 on"
+            )
+        if isinstance(self._engine, Attending) and not self._engine.decoder.embeds:
+            raise ValueError(f"{type(self.model).__name__} reads ids only")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError("embeds hold NaN or infinity")
+        mask = self._mask(mask, tensor)
+        self._widen(tensor.shape[0])
+        return tensor.detach(), mask
+
+    def _tags(self, tags: Mapping[str, Any] | None, read: Tensor) -> dict[str, Tensor]:
+        """Tags [B, T, …] of what is read."""
+        known = {}
+        for name, value in (tags or {}).items():
+            tag, axes = torch.as_tensor(value), int(name == "coordinates")
+            tag = tag.expand(self.batch, *tag.shape) if tag.ndim == 1 + axes else tag
+            if tag.ndim != 2 + axes or tag.shape[:2] != read.shape[:2]:
+                raise ValueError(
+                    f"tag {name!r} has shape {tuple(torch.as_tensor(value).shape)}; expected one for each of "
+                    f"{tuple(read.shape[:2])} tokens" + (", with its numbers behind" if axes else "")
+                )
+            known[name] = tag.to(read.device)
+        return known
+
+    def _widen(self, rows: int) -> None:
+        """As many rows as the first feed brings."""
+        if rows != self.batch and self._make is not None:
+            self.batch, self._engine = rows, self._make(rows)
 
     def _takes(self, rows: int) -> bool:
         """Whether a feed of `rows` rows fits; a stream opened without a batch takes any number at its start."""
@@ -417,6 +493,7 @@ def open_stream(
     batch: int | None = None,
     dtype: torch.dtype | str | None = None,
     length: int | None = None,
+    undo: int = 16,
 ) -> Stream:
     """Open an endless stream (or `batch` of them) through a transformers decoder.
 
@@ -424,7 +501,9 @@ def open_stream(
     "tiny", the shipped one. memory: what to keep. batch: number of rows; by default as many as the first
     feed brings. tokenizer: lets prompts be text; found by itself for a path. dtype: of the weights of a model that is
     loaded here. length: how long the stream may become, where memory has no bound and the model's rotary scaling
-    depends on it (dynamic, longrope); by default all positions the model knows.
+    depends on it (dynamic, longrope); by default all positions the model knows. undo: how many of the last tokens
+    `truncate` can take back from layers that keep a matrix (Qwen3-Next, Qwen3.5), at the price of copies of their states;
+    models without such layers do not look at it.
 
     The first time an instance is opened, a few tokens are read both ways, through a memory and by the model itself;
     raises `Unsupported` (a ValueError) with the reason if they differ, or if the model is of a kind that cannot be
@@ -434,6 +513,8 @@ def open_stream(
         raise TypeError(f"memory is a {type(memory).__name__}; expected a Memory, as `recipe` makes it")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it must be a whole number of rows, 1 or more")
+    if isinstance(undo, bool) or not isinstance(undo, int) or undo < 0:
+        raise ValueError(f"undo is {undo!r}; it must be a whole number of tokens, 0 or more")
     if (reason := unfit(memory)) is not None:
         raise ValueError(f"{memory.name} cannot read text: {reason}")
     model, tokenizer = load(model, tokenizer, dtype)
@@ -445,7 +526,7 @@ def open_stream(
         decoder = decoder_of(model)
 
         def make(rows: int) -> Engine:
-            return Attending(decoder, decoder.build(memory, rows, length=length))
+            return Attending(decoder, decoder.build(memory, rows, length=length), decoder.matrices(rows, undo))
 
     return Stream(model, memory, make, tokenizer, batch)
 

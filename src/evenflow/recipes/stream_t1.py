@@ -9,7 +9,7 @@ from .registry import register
 @register(
     "stream-t1",
     paper="Stream-T1: Test-Time Scaling for Streaming Video Generation, arXiv 2605.04461",
-    claims=("stream-t1",),
+    claims=("stream-t1", "stream-t1-search"),
 )
 def stream_t1(
     *, window: int = 12, sink: int = 3, max_sink: int = 15, alpha: float = 0.999, chunk: int = 3, frame: int | None = None
@@ -22,7 +22,7 @@ def stream_t1(
     are those of the stream; a sink that others were averaged into stays where it was.
 
     The paper sets flags after the clean pass; here they come with it, since rewards are of the finished frames, which are
-    known before. Search over candidates and the propagation of noise are no matter of memory.
+    known before. The search over candidates, whose noise follows their parents', is `generate.SearchedStream`.
     """
     if window <= sink:
         raise ValueError(f"window is {window}; it counts the {sink} sink frames, so it must be larger")
