@@ -51,7 +51,7 @@ def parameters(stream: Frames = STREAM, budget: int = BUDGET) -> dict[str, dict[
         },
         "liveact": {"steps": 1, "frame": frame},
         "longlive": {"window": budget, "sink": fresh, "frame": frame},
-        "kvpo": {"window": budget, "sink": fresh, "physical": 2 * kept, "nearest": fresh + 1, "frame": frame},
+        "kvpo": {"window": budget, "sink": fresh, "physical": budget, "nearest": fresh + 1, "frame": frame},
         "hybrid-forcing": {"sink": fresh, "window": budget - fresh, "block": frame, "projection": 1.0, "frame": frame},
         "temp-cache": {"window": kept, "frame": frame},
         "infinite-vggt": {"total_budget": stream.layers * kept * frame, "frame": frame},
