@@ -44,18 +44,20 @@ def open(
     tokenizer: Any = None,
     batch: int | None = None,
     dtype: torch.dtype | str | None = None,
+    undo: int = 16,
 ) -> Stream:
     """Open an endless stream through a language model: flat memory, flat cost per token.
 
     model: a `transformers` decoder, the path of a model folder, a hub name, or "tiny", the shipped model. memory: a
     spec such as "streaming-llm(sink=4, window=1020)" or a `Memory`. tokenizer: lets prompts be text; found by itself
     for a path. batch: number of independent rows, by default as many as the first feed brings. dtype: of the weights
-    of a model that is loaded here.
+    of a model that is loaded here. undo: how many of the last tokens `truncate` can take back from layers that keep a
+    matrix in place of keys (Qwen3-Next, Qwen3.5); other models do not look at it.
 
     Raises ValueError for a wrong spec (naming the nearest right one) and for a model that cannot be streamed (saying
     why), TypeError for what is no model, FileNotFoundError for a folder that is not there.
     """
-    return open_stream(model, memory_for_text(memory), tokenizer=tokenizer, batch=batch, dtype=dtype)
+    return open_stream(model, memory_for_text(memory), tokenizer=tokenizer, batch=batch, dtype=dtype, undo=undo)
 
 
 def resume(

@@ -23,8 +23,9 @@ Reward = Callable[[np.ndarray, str], float]  # pixel frames, uint8 [n, H, W, 3],
 class Beam:
     """One video of those that are still possible.
 
-    seeds, short, long, recent: of its last chunks, as many as the next one is judged by; the pixel frames of them are
-    `recent`. open: chunks that have not been shown yet. score: of the last. route: where its last chunk was sent (None: its memory has no routes).
+    seeds, short, long, recent: seed, rewards and pixel frames of its last chunks, as many as the next one is judged by.
+    open: chunks that have not been shown yet. score: of the last. route: where its last chunk was sent; None: its memory
+    has no routes.
     """
 
     stream: VideoStream
@@ -44,9 +45,9 @@ class Search:
     sigma: how much of a candidate's first noise is its parent's. reuse: the first candidate of a parent draws the parent's
     own noise again ("official": the first noise of its chunk then deviates by less than 1 where sigma < 0), or every one
     draws another ("fresh"). The score is α·short + (1 − α)·long, with α from 0 at the first chunk up to `cap`, which it
-    would pass after cap·ramp frames; ramp counts latent frames. span: chunks that the long reward sees; a short
-    one is compared with the mean of those before it among them. short_above, long_below: see `route`. lag: chunks that may be open; then the best beam decides. seed: of
-    all candidates.
+    would pass after cap·ramp latent frames. span: chunks that the long reward sees; a short one is compared with the mean
+    of those before it among them. short_above, long_below: see `route`. lag: chunks that may be open; then the best beam
+    decides. seed: of all candidates. Raises ValueError for numbers that make no sense.
     """
 
     keep: int = 2
@@ -90,7 +91,8 @@ class SearchedStream:
     are added. A memory with `Routed` sinks is told what becomes of each chunk, by its own beam's rewards.
 
     A chunk is shown when all beams agree on it, or when `lag` later ones have been made: at once with keep=1. At most
-    2·keep + 1 streams live at a time. Rewards are taken of frames as they will be shown, each decoded once.
+    2·keep + 1 streams live at a time. Rewards are taken of frames as they will be shown, each decoded once. Raises
+    ValueError for a stream that does not go by chunks, and for rewards that are no numbers.
     """
 
     def __init__(self, stream: VideoStream, short: Reward, long: Reward, search: Search | None = None) -> None:

@@ -140,7 +140,7 @@ class LinkedState:
         self._idle("state_dict")
         state = {
             "blocks": torch.tensor([self.blocks, self._oldest, self._partial]),
-            "layout": torch.tensor(self._layout()),
+            "layout": torch.tensor(self._layout(), dtype=torch.float64),
         }
         last = self.blocks - 1
         for read, ring in self.rings.items() if self.blocks else ():
@@ -209,11 +209,14 @@ class LinkedState:
             )
         return blocks, oldest, partial
 
-    def _layout(self) -> list[int]:
+    def _layout(self) -> list[float]:
+        """What keys that are already turned, and their order, depend on."""
         linked, clock = self.linked, self.linked.clock
         rates = (clock.video.units, clock.video.stride, clock.audio.units, clock.audio.stride)
+        turns = (clock.theta, clock.span, clock.patch, clock.pixels)
         horizon = -1 if linked.horizon is None else linked.horizon
-        return [linked.window, *linked.first, linked.seconds, *linked.grid, linked.sinks, linked.undo, horizon, *rates]
+        sizes = (linked.window, *linked.first, linked.seconds, *linked.grid, linked.sinks, linked.undo, horizon)
+        return [float(number) for number in (*sizes, *rates, *turns)]
 
     def _last_tokens(self, read: str, block: int, partial: int) -> int:
         """Keys of a last block, `partial` video latents of it, or all."""
