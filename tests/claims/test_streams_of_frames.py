@@ -34,7 +34,7 @@ def test_words_outlive_pictures():
 
 
 def test_far_positions_are_compared_on_one_text():
-    rows, figures = rows_of(streams_of_frames.far, 4, 64, 20, 64)
+    rows, figures = rows_of(streams_of_frames.far, 2, 64, 20, 64)
     assert [row.what.split()[0] for row in rows.values()] == ["contiguous", "native"]
     ratio = [float(row.ours[1:].split()[0]) for row in rows.values()]
     assert 0.8 < ratio[0] < 1.2 and ratio[1] > 0.8

@@ -166,10 +166,10 @@ def versions(text: str, seed: int, chunks: int, full: bool) -> Iterator[tuple[st
 @claim("stream-t1-search")
 def stream_t1_search(bench: Bench) -> None:
     """A search chunk by chunk makes better videos, by its own rewards, for as many calls as its candidates."""
-    count, chunks = (24, 6) if bench.full else (12, 3)
+    count, chunks = 24, 6 if bench.full else 3
     scores: dict[str, list[float]] = {}
     obeyed: dict[str, list[float]] = {}
-    for n, (_, text) in enumerate(scenes(count, "held-out", seed=31)):
+    for n, (_, text) in enumerate(scenes(count, "held-out", seed=77)):
         for name, frames in versions(text, n, chunks, bench.full):
             scores.setdefault(name, []).append(0.4 * marks(frames, text) + 0.6 * steady(frames, text))
             obeyed.setdefault(name, []).append(obeys(frames, text).scores.get("pairs", 1.0))
