@@ -7,7 +7,6 @@ import time
 from statistics import median
 from typing import Any
 
-from ..serve import started
 from .registry import Bench, claim
 
 PACE = 3.0  # of the video's own: faster than it can be made, so that it comes as fast as it is made
@@ -44,6 +43,8 @@ class Viewer:
 def live(bench: Bench) -> None:
     """The page shows its first frame within a second, keeps the video's rate, and a change is seen within two chunks."""
     from websockets.sync.client import connect
+
+    from ..serve import started
 
     seconds = 60 if bench.full else 15
     with started() as address, connect(address.replace("http", "ws", 1) + "/v1/live", max_size=None) as socket:
