@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as fn
 
 from evenflow.memory.blockwise import Part, Stacked, Windowed, block_mask, noise_at
-from evenflow.memory.time_aligned import ClockState, Film, Marks, Picture, TimeAligned, Words
+from evenflow.memory.time_aligned import ClockState, Film, InTurns, Marks, Picture, TimeAligned, TurnsState, Words
 
 CLOCK = TimeAligned()
 DIM, BLOCK = 16, 4
@@ -149,6 +149,48 @@ def test_point_3_places_do_not_depend_on_how_the_stream_was_cut(cut, exact):
     (text, _), after = clock.step([Words(1)], state)
     assert text.tolist() == [[state.position + state.delta] * 3]
     assert state.nbytes == 0 and after.position == state.position + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut(), st.booleans(), st.integers(0, 99))
+def test_point_3_rows_come_with_their_places_in_any_cut_and_from_any_start(cut, exact, first):
+    pieces, smaller = cut
+    turns = InTurns(TimeAligned(exact=exact))
+    _, order = turns.clock.whole(smaller)  # tracks of a film told in parts arrive in turns
+    content, state, came, rows = torch.randn(len(order), 2), turns.reset(first, 7), 0, [torch.empty(0, 2)]
+    got = [torch.empty(0, 3, dtype=torch.int64)]
+    for piece in [*smaller, None]:
+        if piece is None:
+            (some, there), state = turns.flush(state)
+        else:
+            count = len(turns.clock.whole([piece])[1])
+            state = TurnsState.load(state.state_dict())
+            (some, there), state = turns.step([piece], content[came : came + count], state)
+            came += count
+        assert len(some) == len(there)
+        rows, got = [*rows, some.reshape(-1, 2)], [*got, there]
+    assert torch.equal(torch.cat(rows), content[order]) and (torch.cat(got) - first).tolist() == told(
+        pieces, turns.clock
+    )
+    assert state.position == came + 7 and not state.nbytes
+
+
+def test_rows_that_wait_are_few_and_mistakes_change_nothing():
+    turns, held = InTurns(), []
+    state = turns.reset()
+    for _ in range(100):
+        _, state = turns.step([Film(1, 2, 2, 1.0, heard=25)], torch.ones(29, 8), state)
+        held.append(state.nbytes)
+    assert max(held) == max(held[:4]) and len(state.rows)
+    for rows, match in ((torch.ones(3, 8), "3 rows"), (torch.ones(29, 7), "wait"), (torch.ones(29, 8).long(), "wait")):
+        with pytest.raises(ValueError, match=match):
+            turns.step([Film(1, 2, 2, 1.0, heard=25)], rows, state)
+    good = state.state_dict()
+    for bad in ({**good, "rows": good["rows"][1:]}, {n: v for n, v in good.items() if n != "rows"}):
+        with pytest.raises(ValueError, match="rows"):
+            TurnsState.load(bad)
+    with pytest.raises(ValueError, match="count from 0"):
+        turns.reset(-1)
 
 
 def test_which_tokens_came_where_is_told_in_order_of_arrival():

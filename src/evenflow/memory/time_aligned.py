@@ -3,7 +3,7 @@
 Every token stands at (t, h, w). Words and sound stand at the same number on all axes, one further each; a picture has
 its rows and columns; a video's grids have the time at which they were taken. What follows a piece begins behind its
 largest number. Sound and picture of one film are told together (`Film`): they share the clock, and come in turns of two
-seconds, first what is seen, then what is heard.
+seconds, first what is seen, then what is heard. `InTurns` brings the tokens themselves along, for a model that is fed.
 
 Source: Qwen2.5-Omni, arXiv 2503.20215, section on TMRoPE.
 """
@@ -177,9 +177,15 @@ class TimeAligned:
         """Tokens back on which a place depends, beyond what the state says: none."""
         return 0
 
-    def reset(self) -> ClockState:
-        """The state at the start of a stream."""
-        return ClockState()
+    def reset(self, first: int = 0, arrived: int = 0) -> ClockState:
+        """The state at the start of a stream, or behind what has a place already.
+
+        first: the place of what comes next, `int(stream.next_place)` of a model's stream. arrived: tokens before it, from
+        which `order` and `delta` count, `stream.position`. Raises ValueError for what is below 0.
+        """
+        if min(first, arrived) < 0:
+            raise ValueError(f"first is {first}, arrived {arrived}; places and tokens count from 0")
+        return ClockState(int(first), int(arrived))
 
     def step(self, pieces: Iterable[Piece], state: ClockState) -> tuple[tuple[Tensor, Tensor], ClockState]:
         """Places of the tokens whose turn has come, int64 [n, 3], and which these are, int64 [n], by order of arrival.
@@ -275,6 +281,96 @@ class TimeAligned:
             return _together([]), state
         out, _ = _parted(state.film.waiting, None)
         return out, replace(state, film=None)
+
+
+@dataclass(frozen=True, eq=False)
+class TurnsState:
+    """A clock, and what waits on it: rows [n, …], in order of arrival."""
+
+    clock: ClockState
+    rows: Tensor = NONE.source
+
+    @property
+    def position(self) -> int:
+        """Tokens that came."""
+        return self.clock.position
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what waits, and of the clock."""
+        return self.clock.nbytes + self.rows.nbytes
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on."""
+        return self.clock.state_dict() | {"rows": self.rows.clone()}
+
+    @staticmethod
+    def load(state: Mapping[str, Tensor]) -> TurnsState:
+        """The state that `state_dict` gave. Raises ValueError where it is none."""
+        rows = state.get("rows")
+        clock = ClockState.load({name: value for name, value in state.items() if name != "rows"})
+        if rows is None or len(rows) != len(_waiting(clock)):
+            raise ValueError(
+                f"state holds {None if rows is None else len(rows)} rows; expected those of {len(_waiting(clock))} "
+                "tokens that wait"
+            )
+        return TurnsState(clock, rows.clone())
+
+
+@dataclass(frozen=True)
+class InTurns:
+    """Tokens in the order of their turns, each with its place: what a model's stream is to be fed next.
+
+    `step(pieces, rows, state) → ((rows, places), state)`, to go on with, where any came out,
+    `stream.feed(embeds=rows, tags={"coordinates": places})`. Held is what waits: up to a turn of sound, and what is seen
+    of a turn, where both tracks come in time.
+    """
+
+    clock: TimeAligned = TimeAligned()
+
+    def reset(self, first: int = 0, arrived: int = 0) -> TurnsState:
+        """The state at the start of a stream, or at the place `first`; see `TimeAligned.reset`."""
+        return TurnsState(self.clock.reset(first, arrived))
+
+    def step(
+        self, pieces: Iterable[Piece], rows: Tensor, state: TurnsState
+    ) -> tuple[tuple[Tensor, Tensor], TurnsState]:
+        """Rows whose turn has come, [n, …], and their places, int64 [n, 3].
+
+        rows: one for each token of the pieces, in order of arrival: features [m, hidden], or ids [m]; of a `Film` those
+        of its grids before those of its sound. Raises ValueError for what `TimeAligned.step` refuses, and for rows that are
+        too many, too few, or of another kind than what waits.
+        """
+        placed, clock = self.clock.step(pieces, state.clock)
+        return self._turned(rows, state, placed, clock)
+
+    def flush(self, state: TurnsState) -> tuple[tuple[Tensor, Tensor], TurnsState]:
+        """What still waits, at the end of a film; the clock goes on."""
+        placed, clock = self.clock.flush(state.clock)
+        return self._turned(state.rows[:0], state, placed, clock)
+
+    @staticmethod
+    def _turned(
+        rows: Tensor, before: TurnsState, placed: tuple[Tensor, Tensor], clock: ClockState
+    ) -> tuple[tuple[Tensor, Tensor], TurnsState]:
+        (places, order), held = placed, before.rows
+        came = torch.arange(before.clock.arrived, clock.arrived)
+        if len(rows) != len(came):
+            raise ValueError(f"{len(rows)} rows came for {len(came)} tokens; expected one for each")
+        if len(held) and (rows.shape[1:], rows.dtype) != (held.shape[1:], held.dtype):
+            raise ValueError(
+                f"rows are {rows.dtype} {list(rows.shape[1:])}, those that wait {held.dtype} {list(held.shape[1:])}"
+            )
+        held = torch.cat([held, rows]) if len(held) else rows
+        # Both parts are in order of arrival, so that a token's number says where its row is.
+        known = torch.cat([_waiting(before.clock), came])
+        out, rest = (held[torch.searchsorted(known, those).to(held.device)] for those in (order, _waiting(clock)))
+        return (out, places), TurnsState(clock, rest)
+
+
+def _waiting(clock: ClockState) -> Tensor:
+    """Which tokens wait, int64 [n], rising."""
+    return NONE.source if clock.film is None else clock.film.waiting.source
 
 
 def _parted(waiting: Pending, until: int | None) -> tuple[tuple[Tensor, Tensor], Pending]:
