@@ -6,11 +6,15 @@ folded on arrival, forgetting is the decay, recall one product, and nothing has 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
+
+from .layout import Geometry
 
 SWITCH = 64  # tokens in a call from which on chunks are faster than one token after the other
 CHUNK = 64
@@ -44,6 +48,65 @@ class DeltaState:
             torch.zeros(batch, heads, key_dim, value_dim, dtype=wide, device=device),
             torch.zeros(batch, kernel - 1, channels, dtype=dtype, device=device),
         )
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The rule, as a memory of a layer: see `gated_delta`.
+
+    heads, key_dim, value_dim: of its matrices; None: the query heads, head_dim and value_dim of the attention beside it.
+    kernel: tokens that the convolution before it sees; 1: there is none.
+    """
+
+    heads: int | None = None
+    key_dim: int | None = None
+    value_dim: int | None = None
+    kernel: int = 4
+    about: ClassVar = "Every token is folded on arrival into one matrix a head, which decays and corrects itself."
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "key_dim", "value_dim", "kernel"):
+            size = getattr(self, name)
+            if (size is None and name != "kernel") or (isinstance(size, int) and size >= 1):
+                continue
+            raise ValueError(f"{name} is {size!r}; it must be a whole number, 1 or more")
+
+    def begin(self, geometry: Geometry, first: object = None) -> DeltaState:
+        """The state of a layer before the first token."""
+        heads, key = self.heads or geometry.heads, self.key_dim or geometry.head_dim
+        value = self.value_dim or geometry.value_dim
+        channels = heads * (2 * key + value)
+        return DeltaState.empty(
+            geometry.batch, heads, key, value, channels, self.kernel, geometry.dtype, geometry.device
+        )
+
+    def fold(
+        self, state: DeltaState, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor
+    ) -> tuple[Tensor, DeltaState]:
+        """See `gated_delta`."""
+        out, matrix = gated_delta(q, k, v, beta, g, state.matrix)
+        return out, replace(state, matrix=matrix)
+
+    def convolve(self, state: DeltaState, x: Tensor, weight: Tensor) -> tuple[Tensor, DeltaState]:
+        """See `short_convolution`: of the channels of all queries, keys and values, [B, m, heads · (2 key_dim + value_dim)]."""
+        out, tail = short_convolution(x, weight, state.tail)
+        return out, replace(state, tail=tail)
+
+    def packed(self, state: DeltaState) -> dict[str, Tensor]:
+        """Everything needed to go on, by name."""
+        return {"matrix": state.matrix.clone(), "tail": state.tail.clone()}
+
+    def unpacked(self, begun: DeltaState, packed: Mapping[str, Tensor]) -> DeltaState:
+        """What `packed` gave. Raises ValueError where it does not fit."""
+        own = {"matrix": begun.matrix, "tail": begun.tail}
+        if set(packed) != set(own):
+            raise ValueError(f"state holds {sorted(packed)}; expected {sorted(own)}")
+        for name, x in own.items():
+            if packed[name].shape != x.shape or packed[name].dtype != x.dtype:
+                raise ValueError(
+                    f"{name} is {packed[name].dtype} {tuple(packed[name].shape)}; this memory holds {x.dtype} {tuple(x.shape)}"
+                )
+        return DeltaState(packed["matrix"].clone(), packed["tail"].clone())
 
 
 def gated_delta(

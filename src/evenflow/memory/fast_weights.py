@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
+from .layout import Geometry
 from .orthogonal import orthogonal
 
 Weights = tuple[Tensor, Tensor, Tensor]
@@ -40,10 +42,52 @@ class FastWeights:
     chunk: int = 2648
     muon: bool = False
     prenorm: bool = False
+    about: ClassVar = "Every token is learned once, with its chunk, by a step of ascent on a small network."
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk!r}; it must be a whole number of tokens, 1 or more")
+
+    def begin(self, geometry: Geometry, first: Weights | None = None) -> FastState:
+        """The state of a layer before the first token, from its learned first weights."""
+        if first is None:
+            raise ValueError("fast weights begin from what the model learned; give `first`, (W0, W1, W2) of each layer")
+        return FastState.begin(_each(lambda w: w.detach().to(geometry.device), first), geometry.batch)
+
+    def fold(
+        self, state: FastState, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, momenta: Tensor
+    ) -> tuple[Tensor, FastState]:
+        """See `feed`."""
+        return feed(self, state, q, k, v, rates, momenta)
+
+    def packed(self, state: FastState) -> dict[str, Tensor]:
+        """Everything needed to go on, by name."""
+        waiting = dict(zip(PENDING, state.joined(), strict=True)) if state.pending else {}
+        return {name: x.clone() for name, x in state.fixed.items()} | waiting
+
+    def unpacked(self, begun: FastState, packed: Mapping[str, Tensor]) -> FastState:
+        """What `packed` gave, of a stream that began with `begun`. Raises ValueError where it does not fit."""
+        names = set(begun.fixed)
+        if set(packed) not in (names, names | set(PENDING)):
+            raise ValueError(
+                f"state holds {sorted(packed)}; expected {sorted(names)}, and {PENDING} of tokens that wait"
+            )
+        for name, x in begun.fixed.items():
+            if packed[name].shape != x.shape or packed[name].dtype != x.dtype:
+                raise ValueError(
+                    f"{name} is {packed[name].dtype} {tuple(packed[name].shape)}; this memory holds {x.dtype} {tuple(x.shape)}"
+                )
+
+        def three(name: str) -> Weights:
+            return packed[f"{name}.0"].clone(), packed[f"{name}.1"].clone(), packed[f"{name}.2"].clone()
+
+        pending = (tuple(packed[name].clone() for name in PENDING),) if "keys" in packed else ()
+        for keys, values, rates, momenta in pending:
+            _check(begun, keys, keys, values, rates, momenta)
+        fresh = FastState(three("weights"), three("main"), three("norms"), three("momentum"), pending)
+        if fresh.waiting > self.chunk:
+            raise ValueError(f"{fresh.waiting} tokens wait; a chunk of this memory is {self.chunk}")
+        return fresh
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,33 +283,14 @@ class FastSession:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on bit for bit, except what undoing needs."""
-        s = self.state
-        waiting = dict(zip(PENDING, s.joined(), strict=True)) if s.pending else {}
-        return {name: x.clone() for name, x in s.fixed.items()} | waiting | {"position": torch.tensor(self.position)}
+        return self.rule.packed(self.state) | {"position": torch.tensor(self.position)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave. Raises ValueError, and changes nothing, when it does not fit."""
-        own = FastState.begin(self._first, self.batch)
-        names = {*own.fixed, "position"}
-        if set(state) not in (names, names | set(PENDING)):
-            raise ValueError(
-                f"state holds {sorted(state)}; expected {sorted(names)}, and {PENDING} of tokens that wait"
-            )
-        for name, x in own.fixed.items():
-            if state[name].shape != x.shape or state[name].dtype != x.dtype:
-                raise ValueError(
-                    f"{name} is {state[name].dtype} {tuple(state[name].shape)}; this memory holds {x.dtype} {tuple(x.shape)}"
-                )
-
-        def three(name: str) -> Weights:
-            return state[f"{name}.0"].clone(), state[f"{name}.1"].clone(), state[f"{name}.2"].clone()
-
-        pending = (tuple(state[name].clone() for name in PENDING),) if "keys" in state else ()
-        for keys, values, rates, momenta in pending:
-            _check(own, keys, keys, values, rates, momenta)
-        fresh = FastState(three("weights"), three("main"), three("norms"), three("momentum"), pending)
-        if fresh.waiting > self.rule.chunk:
-            raise ValueError(f"{fresh.waiting} tokens wait; a chunk of this memory is {self.rule.chunk}")
+        packed = {name: x for name, x in state.items() if name != "position"}
+        fresh = self.rule.unpacked(FastState.begin(self._first, self.batch), packed)
+        if "position" not in state:
+            raise ValueError("state does not fit: position is missing")
         self.state, self._full, self.position = fresh, (), int(state["position"])
 
 

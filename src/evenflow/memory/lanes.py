@@ -22,15 +22,17 @@ Sources: Speak While Watching, arXiv 2601.06843; TaYS, arXiv 2603.02872; Think W
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from .composition import Composition, Kind
 from .lane_places import Decoupled, End, Interleaved, LanePlace, Overlapped, placed, words
 from .lane_step import Lane, LaneStep
 from .layout import Geometry
@@ -46,7 +48,7 @@ class Both(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Lanes(Composition):
     """Two lanes, whose positions `place` gives.
 
     origin: from where a picture's coordinates count: the first free position when its run of pictures began. A run goes
@@ -56,6 +58,13 @@ class Lanes:
 
     place: LanePlace = field(default_factory=Decoupled)
     origin: Literal["unit", "video"] = "unit"
+    kind: ClassVar[Kind] = "lanes"
+    answers: ClassVar = {
+        "admit": ("Everything", "Both lanes take every token."),
+        "evict": ("Never", "Nothing leaves."),
+        "fold": ("Dropped", "As nothing leaves, nothing is folded."),
+        "recall": ("UpToUnit", "What is said of a unit sees what was seen up to it, and all said before; what is seen, itself alone."),
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, LanePlace):
@@ -64,6 +73,16 @@ class Lanes:
             raise ValueError(f"origin is {self.origin!r}; it must be 'unit' or 'video'")
         if self.origin == "video" and isinstance(self.place, Interleaved | Overlapped):
             raise ValueError(f"{type(self.place).__name__} places each unit anew, so a video is no one run; use 'unit'")
+
+    @property
+    def outline(self) -> str:
+        return "[ source: units seen ] <- [ target: units said ]"
+
+    def answered(self, verb: str) -> tuple[str, str]:
+        if verb != "place":
+            return super().answered(verb)
+        about = " ".join((inspect.getdoc(self.place) or "").partition("\n\n")[0].split())
+        return type(self.place).__name__, about
 
     def build(self, **geometry: Any) -> LanesState:
         """Two empty lanes for one model and one stream (or a batch in step); see `Geometry.of` for the arguments."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .admit import Everything
+from .composition import Composition, Kind
 from .evict import Oldest
 from .fold import Dropped
 from .place import Contiguous
@@ -25,7 +27,7 @@ VERBS: dict[str, type] = {"admit": Admit, "evict": Evict, "fold": Fold, "recall"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class Memory(Composition):
     """A memory method: `[sink | memory | window] + fresh` and the answers to the five questions.
 
     sink: S, number of first tokens that are never evicted. window: W, number of most recent tokens kept beside them;
@@ -56,8 +58,7 @@ class Memory:
     keep_sink: bool = True
     null: Literal["zero", "learned"] | None = None
     recompute: bool = False
-    name: str = "memory"
-    params: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Kind] = "memory"
 
     def __post_init__(self) -> None:
         if not isinstance(self.sink, int) or isinstance(self.sink, bool) or self.sink < 0:
@@ -121,15 +122,13 @@ class Memory:
         rules = self.evict.cut_free and self.fold.cut_free and self.recall.cut_free and places
         return self.on_ring or (self.inside == "causal" and self.frame == 1 and rules)
 
-    @property
-    def spec(self) -> str:
-        """The string that names this memory, as `recipe` parses it."""
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.params.items())
-        return f"{self.name}({inside})" if inside else self.name
-
-    def verbs(self) -> dict[str, str]:
-        """The five answers by their names."""
-        return {verb: type(getattr(self, verb)).__name__ for verb in VERBS}
+    def answered(self, verb: str) -> tuple[str, str]:
+        """An answer's name, and what it does in a sentence."""
+        answer = getattr(self, verb)
+        does = " ".join((inspect.getdoc(answer) or "").partition("\n\n")[0].split())
+        if isinstance(answer, Oldest) and self.window is None:
+            does = "Nothing leaves, as there is no window."
+        return type(answer).__name__, does
 
     def build(self, **geometry: Any) -> MemoryState:
         """An empty memory for one model and one stream (or a batch of them); see `Geometry.of` for the arguments."""

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .composition import Composition, Kind
 from .layout import Geometry
 from .linked_clock import Clock, Latents, whole
 
@@ -35,7 +36,7 @@ SHARED = ("layers", "batch", "dtype", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linked:
+class Linked(Composition):
     """The layout of linked memories.
 
     window: W, the newest blocks that are seen beside block 0. first: latents of video and audio in block 0. seconds: of
@@ -55,6 +56,18 @@ class Linked:
     undo: int = 0
     horizon: int | None = None
     clock: Clock = field(default_factory=Clock)
+    kind: ClassVar[Kind] = "linked"
+    answers: ClassVar = {
+        "admit": ("Everything", "Every latent of both modalities gets in, in blocks of the same seconds."),
+        "evict": ("OldestBlock", "The oldest block but the first leaves, all four memories at once."),
+        "fold": ("Dropped", "What leaves is gone."),
+        "recall": ("SameSeconds", "A query sees block 0 with the sinks, the newest blocks, and its own both ways, in either modality."),
+        "place": ("Ticks", "Whole ticks of the clock, 1/1200 s, for both modalities; sinks do not turn."),
+    }  # fmt: skip
+
+    @property
+    def outline(self) -> str:
+        return f"[ sink {self.sinks} tokens and block 0 | window {self.window} blocks ] + fresh, for each of four reads"
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("seconds", 1), ("sinks", 0), ("undo", 0)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from torch import Tensor
 from .verdict import wide
 
 State = TypeVar("State")
+Asks = Literal["logits", "tokens", "novelty", "number"]
 
 
 class Gate(Protocol[State]):
-    """What decides when to speak: a frozen dataclass."""
+    """What decides when to speak: a frozen dataclass. asks: what `step` is given, see `Door.emit`."""
+
+    asks: ClassVar[Asks]
 
     def step(self, given: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Bool [n], after which of the items to speak, and the state after them."""
@@ -38,6 +41,7 @@ class OneToken:
 
     silent: int
     threshold: float = 0.725
+    asks: ClassVar[Asks] = "logits"
 
     def step(self, given: Tensor, state: None = None) -> tuple[Tensor, None]:
         if given.ndim != 2 or not given.is_floating_point() or not 0 <= self.silent < given.shape[1]:
@@ -56,6 +60,7 @@ class SkipUnit:
     """
 
     skip: int
+    asks: ClassVar[Asks] = "tokens"
 
     def step(self, given: Tensor, state: None = None) -> tuple[Tensor, None]:
         if given.ndim != 1 or given.dtype != torch.int64:
@@ -75,6 +80,7 @@ class Novelty:
     """
 
     threshold: float = 0.4
+    asks: ClassVar[Asks] = "novelty"
 
     def step(self, given: Tensor, state: None = None) -> tuple[Tensor, None]:
         return _novelty(given) > self.threshold, None
@@ -93,6 +99,7 @@ class NoveltyPeak:
     """
 
     least: float = 0.0
+    asks: ClassVar[Asks] = "novelty"
 
     def step(self, given: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         path = _novelty(given).double()
@@ -116,6 +123,7 @@ class ClipEnd:
     """
 
     length: int
+    asks: ClassVar[Asks] = "number"
 
     def __post_init__(self) -> None:
         if self.length < 1:

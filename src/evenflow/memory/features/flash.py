@@ -8,15 +8,17 @@ on three axes at the time of what they come from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .state import FeatureState, bank
+from ..composition import Composition, Kind
+from .state import ANSWERS, FeatureState, bank
 
 
 @dataclass(frozen=True)
-class Flash:
+class Flash(Composition):
     """synopsis: means in low resolution; details: units in full resolution; bank: units that may be details, in all.
 
     full: rows and columns of a unit's features before the model's merger, which makes one token of merge × merge of
@@ -31,6 +33,15 @@ class Flash:
     merge: int = 2
     bank: int = 300
     seed: int | None = None
+    kind: ClassVar[Kind] = "features"
+    answers: ClassVar = ANSWERS | {
+        "fold": ("Means", "Every unit goes, in low resolution, into the nearest of the means, which keep weights and times."),
+        "place": ("TimeRowColumn", "Three axes: time, row and column of what a token comes from."),
+    }  # fmt: skip
+
+    @property
+    def outline(self) -> str:
+        return f"[ means {self.synopsis} in low resolution | details {self.details} of {self.bank} units ]"
 
     def __post_init__(self) -> None:
         if any(side % (2 * self.merge) for side in self.full):

@@ -7,11 +7,13 @@ with weights, and all into an abstract; of the frames themselves the oldest leav
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .state import FeatureState, bank, pooled
+from ..composition import Composition, Kind
+from .state import ANSWERS, FeatureState, bank, pooled
 
 
 class SemanticAttention(nn.Module):
@@ -36,7 +38,7 @@ class SemanticAttention(nn.Module):
 
 
 @dataclass(frozen=True)
-class Star:
+class Star(Composition):
     """Sizes: frames (`temporal`, `abstract`, `retrieved`, `spatial` is one) and tokens a side (`fine`, `coarse`).
 
     bank: frames that may be brought back; the paper's 300, which its code does not keep to. group: frames that the
@@ -53,6 +55,18 @@ class Star:
     bank: int = 300
     group: int = 25
     seed: int | None = None
+    kind: ClassVar[Kind] = "features"
+    answers: ClassVar = ANSWERS | {
+        "fold": ("Means", "Every frame goes into the nearest of a few means, which keep weights and times, and all into an abstract."),
+        "place": ("InOrder", "Abstract, means, details and the newest frame follow each other; a model numbers them as they come."),
+    }  # fmt: skip
+
+    @property
+    def outline(self) -> str:
+        return (
+            f"[ abstract {self.abstract} | means {self.temporal} | details {self.retrieved} of {self.bank} frames | "
+            "newest frame ]"
+        )
 
     def build(
         self, dim: int, attention: SemanticAttention | None = None, dtype: torch.dtype = torch.float32,

@@ -14,6 +14,11 @@ from ..keyed import keyed
 from .kmeans import Summary
 
 BANK = ("key", "detail", "number")
+ANSWERS = {
+    "admit": ("Everything", "Every frame gets in."),
+    "evict": ("OldestDetail", "The oldest frame leaves the bank of details; means never leave."),
+    "recall": ("HeaviestDetails", "A question reads all means, and the details nearest to the heaviest."),
+}
 
 
 def pooled(frames: Tensor, size: int) -> Tensor:
