@@ -137,14 +137,15 @@ class Definition:
 
 
 def defined(model: PreTrainedModel, ids: Tensor, places: Tensor, sink: int, window: int) -> Tensor:
-    """Logits [1, T, V]: token by token over `Definition`, the model's own rotation switched off by zero positions."""
+    """Logits [1, T, V] of ids or features: token by token over `Definition`, the model's own rotation switched off by
+    zero positions."""
     rotary = model.model.language_model.rotary_emb
     axes = [0, 1, 2, 0, 1, 2, 0, 0] if "Qwen3" in type(model).__name__ else [0, 0, 1, 1, 1, 2, 2, 2]
     kept = Definition(places, sink, window, rotary.inv_freq, axes)
-    zero = torch.zeros(3, 1, 1, dtype=torch.long)
+    zero, read = torch.zeros(3, 1, 1, dtype=torch.long), "inputs_embeds" if ids.is_floating_point() else "input_ids"
     with torch.no_grad():
         steps = [
-            model(input_ids=token, position_ids=zero, cache=kept, use_cache=True).logits for token in ids.split(1, 1)
+            model(**{read: token}, position_ids=zero, cache=kept, use_cache=True).logits for token in ids.split(1, 1)
         ]
     return torch.cat(steps, 1)
 

@@ -140,6 +140,9 @@ def check_generates(model: object) -> None:
             f"{name} is an encoder-decoder: its decoder reads a second, whole sequence; only decoders stream"
         )
     if head_of(model) is None:
+        parts = [part for part, own in model.named_children() if isinstance(own, PreTrainedModel) and head_of(own)]
+        if parts:
+            raise Unsupported(f"{name} has no language modelling head; open the part that has: model.{parts[0]}")
         raise Unsupported(f"{name} has no language modelling head; open the ...ForCausalLM class of the same weights")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or "meta" in {device.type for device in devices}:

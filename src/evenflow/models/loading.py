@@ -29,9 +29,9 @@ def tiny_path() -> Path:
 def load(model: object, tokenizer: Any = None, dtype: torch.dtype | str | None = None) -> tuple[PreTrainedModel, Any]:
     """A model and its tokenizer (None if there is none).
 
-    model: a transformers model, the path of a folder that `save_pretrained` wrote, a hub name, or "tiny". dtype: for
-    a model that is loaded, the dtype of its weights (default: as saved; float32 for "tiny"); a model that exists has
-    to have it already. Raises TypeError or ValueError with what was expected.
+    model: a transformers model, the path of a folder that `save_pretrained` wrote, a hub name, or "tiny"; the folder of
+    an omni model gives its thinker. dtype: for a model that is loaded, the dtype of its weights (default: as saved;
+    float32 for "tiny"); a model that exists has to have it already. Raises TypeError or ValueError with what was expected.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
@@ -54,10 +54,12 @@ def load(model: object, tokenizer: Any = None, dtype: torch.dtype | str | None =
     elif name == "tiny" or os.sep in name.strip(os.sep).partition(os.sep)[2] or name.startswith((os.sep, ".", "~")):
         raise FileNotFoundError(f"no model folder {place}")
     try:
-        config = type(AutoConfig.from_pretrained(place))
-        sees = config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config not in MODEL_FOR_CAUSAL_LM_MAPPING
+        config = AutoConfig.from_pretrained(place)
+        config = getattr(config, "thinker_config", config)  # Of an omni model, the part that reads and writes text.
+        known = type(config)
+        sees = known in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and known not in MODEL_FOR_CAUSAL_LM_MAPPING
         family = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        loaded = family.from_pretrained(place, dtype=kind or "auto")
+        loaded = family.from_pretrained(place, config=config, dtype=kind or "auto")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"cannot load a language model from {name}: {_first_line(error)}") from error
     if tokenizer is None:
