@@ -32,7 +32,7 @@ def memory_for_text(memory: str | Memory) -> Memory:
         raise TypeError(f"memory is a {type(memory).__name__}; expected a spec such as {DEFAULT!r} or a Memory")
     chosen = parse(memory) if isinstance(memory, str) else memory
     if (reason := unfit(chosen)) is not None:
-        fit = ", ".join(info.name for info in recipes() if unfit(recipe(info.name)) is None)
+        fit = ", ".join(info.name for info in recipes("memory") if unfit(recipe(info.name)) is None)
         raise ValueError(f"{chosen.name} cannot read text: {reason}; use one of {fit}")
     return chosen
 

@@ -12,12 +12,13 @@ from evenflow.claims.result import Result, Row
 from evenflow.cli.describing import described, layout, traits, verdicts
 from evenflow.memory import Absolute, LastByModality, LastSeconds, Memory, Never, Oldest
 from evenflow.models import unfit
-from evenflow.recipes.registry import documentation
+from evenflow.recipes.registry import WHAT, documentation
 
 from ..recipes.cases import CASES
 from .test_command import SENTENCES, evenflow
 
-EVERY = sorted(info.name for info in ef.recipes())
+EVERY = sorted(info.name for info in ef.recipes("memory"))
+OTHERS = sorted({info.name for info in ef.recipes()} - {*EVERY})
 READERS = [name for name in EVERY if unfit(ef.recipe(name)) is None]
 
 
@@ -87,6 +88,19 @@ def test_a_recipe_in_full(name, width, tmp_path):
     assert ("a text is read one token a step" in flat) == (memory.inside == "causal" and not memory.cut_free)
     assert ("A question also reads" in flat) == memory.retrieves
     assert ("so no text is read" in flat) == (name not in READERS)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_recipe_of_another_kind_in_full(name, tmp_path):
+    (info,) = (info for info in ef.recipes() if info.name == name)
+    out = io.StringIO()
+    Console(file=out, width=90).print(described(ef.recipe(name), info, documentation(name), tmp_path, 90))
+    flat = " ".join(out.getvalue().split())
+    assert all(cell_len(line) <= 90 for line in out.getvalue().splitlines())
+    assert info.paper in flat and info.summary in flat and WHAT[info.kind] in flat
+    assert all(f"{verb} {answer}" in flat for verb, answer in info.verbs.items())
+    done = evenflow("read", "-", "--memory", name, stdin=SENTENCES[0])
+    assert done.returncode == 2 and f"{name} is {WHAT[info.kind]}" in done.stderr
 
 
 def test_a_memory_that_needs_a_tag_says_so():

@@ -8,8 +8,9 @@ import torch
 
 import evenflow as ef
 from evenflow import memory, recipes
-from evenflow.memory import Memory
-from evenflow.recipes import parse, register
+from evenflow.memory import Memory, admission, features
+from evenflow.recipes import composed, parse, register
+from evenflow.recipes.registry import WHAT
 
 NAMES = ["full", "learned-sink", "recompute", "streaming-llm", "window", "zero-sink"]
 
@@ -37,6 +38,15 @@ def test_specs(spec, sink, window):
     memory = parse(spec)
     assert (memory.sink, memory.window) == (sink, window)
     assert parse(memory.spec) == memory
+
+
+@pytest.mark.parametrize("info", [info for info in ef.recipes() if info.kind != "memory"], ids=lambda info: info.name)
+def test_other_kinds_are_composed_and_not_taken_for_a_memory(info):
+    made = composed(info.name)
+    assert made.kind == info.kind and composed(made.spec) == made and made.outline
+    assert [one.name for one in ef.recipes(info.kind)].count(info.name) == 1
+    with pytest.raises(ValueError, match=f"{info.name} is {WHAT[info.kind]}"):
+        parse(info.name)
 
 
 def test_the_spec_names_what_was_built():
@@ -97,6 +107,7 @@ FILES = sorted(
 MOST_LINES = 80
 # Modules of the memory room that are no answers and no core: what a recipe may use beside the room's own names.
 HELPERS = {"hashing", "mass"}
+OFFERED = {"memory": memory, "memory.admission": admission, "memory.features": features}
 
 
 def test_every_recipe_has_a_file_of_its_name():
@@ -123,7 +134,8 @@ def test_a_recipe_is_short_and_made_of_answers(path):
         names = set(named)
         if node.module == "registry":
             assert node.level == 1 and names == {"register"}
-        elif node.module == "memory":
-            assert names <= set(memory.__all__), f"{path.name} imports {names - set(memory.__all__)}"
+        elif node.module in OFFERED:
+            offered = set(OFFERED[node.module].__all__)
+            assert names <= offered, f"{path.name} imports {names - offered}"
         else:
             assert node.module.removeprefix("memory.") in HELPERS, f"{path.name} reaches into {node.module}"

@@ -84,7 +84,7 @@ def memories(names: Sequence[str] = (), stream: Frames = STREAM, budget: int = B
     Raises ValueError for a wrong name, and for a recipe that has no parameters here.
     """
     given = parameters(stream, budget)
-    chosen = names or [info.name for info in recipes()]
+    chosen = names or [info.name for info in recipes("memory")]
     for name in chosen:
         recipe(name)
     missing = [name for name in chosen if name not in given]

@@ -246,13 +246,13 @@ def recipes(
     """List the memory methods: what each keeps, its parameters, and the paper it comes from. Or show one in full."""
     from rich.table import Table
 
-    from ..recipes import parse
+    from ..recipes import composed
     from ..recipes import recipes as every
     from ..recipes.registry import documentation
 
     infos = every()
     if name is not None:
-        memory = parse(name)
+        memory = composed(name)
         infos = [info for info in infos if info.name == memory.name]
         if not as_json:
             from ..claims.registry import FOLDER
@@ -268,9 +268,12 @@ def recipes(
     table = Table(caption="One in full, with its parameters: evenflow recipes NAME", caption_justify="left")
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it keeps", overflow="fold")
+    table.add_column("kind", no_wrap=True)
     table.add_column("paper", no_wrap=True)
     for info in infos:
-        table.add_row(info.name, info.summary, "arXiv " + info.paper.rpartition("arXiv ")[2].partition(",")[0])
+        table.add_row(
+            info.name, info.summary, info.kind, "arXiv " + info.paper.rpartition("arXiv ")[2].partition(",")[0]
+        )
     _stdout().print(table)
 
 

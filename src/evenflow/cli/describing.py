@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from ..memory import Fold, Memory, Never, Oldest
+from ..memory import Composition, Fold, Memory, Never, Oldest
 from ..memory.layout import VERBS
+from ..recipes.registry import INSTEAD, WHAT
 
 
 def count(number: int, unit: str) -> str:
@@ -56,14 +56,14 @@ def layout(memory: Memory, width: int | None = None) -> str:
     return line if width is None or len(line) <= width else "[ " + "\n| ".join(parts) + f" ]{end}"
 
 
-def answered(memory: Memory, verb: str) -> tuple[str, str]:
+def answered(made: Composition, verb: str) -> tuple[str, str]:
     """An answer with its parameters, and what it does in a sentence."""
-    answer = getattr(memory, verb)
+    name, does = made.answered(verb)
+    answer = getattr(made, verb, None) if isinstance(made, Memory) else None
+    if answer is None:
+        return name, does
     fields = [f"{f.name}={_short(getattr(answer, f.name))}" for f in dataclasses.fields(answer)]
-    does = " ".join((inspect.getdoc(answer) or "").partition("\n\n")[0].split())
-    if isinstance(answer, Oldest) and memory.window is None:
-        does = "Nothing leaves, as there is no window."
-    return f"{type(answer).__name__}({', '.join(fields)})" if fields else type(answer).__name__, does
+    return f"{name}({', '.join(fields)})" if fields else name, does
 
 
 def _short(value: Any) -> str:
@@ -119,7 +119,7 @@ def verdicts(names: tuple[str, ...], folder: Path) -> list[tuple[str, str]]:
     return said
 
 
-def described(memory: Memory, info: Any, about: str, folder: Path, width: int) -> Any:
+def described(memory: Composition, info: Any, about: str, folder: Path, width: int) -> Any:
     """Everything about one recipe, as something that rich prints. about: its docstring. width: of what it is printed on."""
     from rich.console import Group
     from rich.table import Table
@@ -135,11 +135,12 @@ def described(memory: Memory, info: Any, about: str, folder: Path, width: int) -
     for name, verdict in verdicts(info.claims, folder):
         measured.add_row(name, Text(verdict))
     defaults = ", ".join(f"{key}={value!r}" for key, value in info.defaults.items()) or "none"
-    drawn = indent(layout(memory, width - 4), "    ")
+    drawn = indent(layout(memory, width - 4) if isinstance(memory, Memory) else memory.outline, "    ")
+    said = traits(memory) if isinstance(memory, Memory) else [f"This is {WHAT[memory.kind]}: {INSTEAD[memory.kind]}."]
     paragraphs = [" ".join(paragraph.split()) for paragraph in about.split("\n\n")]
     parts: list[Any] = [
         Text(memory.spec, style="bold"), Text(info.paper), "", Text(drawn, style="bold"), "",
-        Text(" ".join(traits(memory))), "", Text("\n\n".join(paragraphs)), "",
+        Text(" ".join(said)), "", Text("\n\n".join(paragraphs)), "",
         Text(f"Parameters and defaults: {defaults}"), "", verbs,
     ]  # fmt: skip
     if info.claims:

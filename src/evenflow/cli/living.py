@@ -114,7 +114,7 @@ def texts(model: str) -> Texts:
                 info.paper,
                 {"text": reason} if (reason := fit(info.name)) else {},
             )
-            for info in recipes()
+            for info in recipes("memory")
         ]
 
     return Texts(open_text, memories, TEXT_MEMORY)

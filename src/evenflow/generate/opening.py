@@ -87,7 +87,7 @@ def memory_for_video(memory: str | Memory | None, schedule: Schedule) -> Memory 
     named = usual_memory(schedule) if memory == "default" else memory
     chosen = parse(named) if isinstance(named, str) else named
     if (reason := compatible(schedule, chosen)) is not None:
-        fit = [info.name for info in recipes() if compatible(schedule, parse(info.name)) is None]
+        fit = [info.name for info in recipes("memory") if compatible(schedule, parse(info.name)) is None]
         hint = f" (with this schedule go {', '.join(fit)})" if fit else ""
         raise ValueError(f"{type(schedule).__name__.lower()}: {reason}{hint}")
     return chosen

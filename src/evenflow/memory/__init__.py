@@ -4,9 +4,12 @@ from .admit import Everything
 from .attended import LeastAttended
 from .base import MemoryState
 from .clustered import Clustered, UntilMass
+from .composition import Composition
+from .delta import Delta
 from .diverse import LeastDiverse
 from .evict import LastByModality, LastSeconds, Never, Oldest
 from .exploring import Rerouted
+from .fast_weights import FastWeights
 from .files import StateError, read_state, write_state
 from .fold import Averaged, Convolved, Dropped
 from .heads import ByHeadGroup
@@ -20,6 +23,7 @@ from .linked_clock import Clock, Latents, Rate
 from .linked_masks import linked_blocks, linked_mask, linked_places
 from .linked_state import LinkedState
 from .merging import Merged
+from .mixed import Mixed, MixedState
 from .place import Absolute, Clipped, Contiguous, DistanceCeiling, Realigned, Regions, Timeless
 from .recall import AllHeld, BestBlocks, Pages, SameBucket
 from .rope import Rope
@@ -43,13 +47,16 @@ __all__ = [
     "Clipped",
     "Clock",
     "Clustered",
+    "Composition",
     "Contiguous",
     "Convolved",
     "Decoupled",
+    "Delta",
     "DistanceCeiling",
     "Dropped",
     "Everything",
     "Evict",
+    "FastWeights",
     "Fold",
     "Fresh",
     "Gapped",
@@ -69,6 +76,8 @@ __all__ = [
     "Memory",
     "MemoryState",
     "Merged",
+    "Mixed",
+    "MixedState",
     "Never",
     "Oldest",
     "Overlapped",

@@ -1,20 +1,24 @@
 """Published memory methods, one short file each, found by name.
 
-A recipe is a plain function that returns a `Memory`; the decorator `register` gives it its name, its paper and its
+A recipe is a plain function that returns a `Memory`, or a `Composition` of another kind; the decorator `register` gives it its name, its paper and its
 claims. `recipe("streaming-llm", sink=4)` and `parse("streaming-llm(sink=4)")` are the same thing.
 """
 
 import sys
 from types import ModuleType
 
+from ..memory.composition import Kind
 from . import (
     anchor_forcing,
+    curve_stream,
     deep_forcing,
     dvgt2,
+    flash_vstream,
     forcing_kv,
     full,
     hybrid_forcing,
     infinite_vggt,
+    infinite_vl,
     knot_forcing,
     kvpo,
     learned_sink,
@@ -22,31 +26,44 @@ from . import (
     liveact,
     longlive,
     motionstream,
+    omniforcing,
     recompute,
     rekv,
     reward_forcing,
     rolling_forcing,
     self_forcing,
+    spatial_ttt,
+    speak_while_watching,
+    stc,
     stream_t1,
+    streamdiffusion,
     streamdiffusion_v2,
     streaming_llm,
     streaming_vlm,
+    tays,
     temp_cache,
+    think_while_watching,
+    timechat_online,
     v_rex,
+    videollm_online,
     window,
     zero_sink,
 )
-from .registry import RecipeInfo, parse, recipe, recipes, register
+from .registry import RecipeInfo, composed, parse, recipe, recipes, register
 
 __all__ = [
     "RecipeInfo",
     "anchor_forcing",
+    "composed",
+    "curve_stream",
     "deep_forcing",
     "dvgt2",
+    "flash_vstream",
     "forcing_kv",
     "full",
     "hybrid_forcing",
     "infinite_vggt",
+    "infinite_vl",
     "knot_forcing",
     "kvpo",
     "learned_sink",
@@ -54,6 +71,7 @@ __all__ = [
     "liveact",
     "longlive",
     "motionstream",
+    "omniforcing",
     "parse",
     "recipe",
     "recipes",
@@ -63,12 +81,20 @@ __all__ = [
     "reward_forcing",
     "rolling_forcing",
     "self_forcing",
+    "spatial_ttt",
+    "speak_while_watching",
+    "stc",
     "stream_t1",
+    "streamdiffusion",
     "streamdiffusion_v2",
     "streaming_llm",
     "streaming_vlm",
+    "tays",
     "temp_cache",
+    "think_while_watching",
+    "timechat_online",
     "v_rex",
+    "videollm_online",
     "window",
     "zero_sink",
 ]
@@ -77,8 +103,8 @@ __all__ = [
 class _Room(ModuleType):
     """`evenflow.recipes` is this room and, called, the list of what is in it."""
 
-    def __call__(self) -> list[RecipeInfo]:
-        return recipes()
+    def __call__(self, kind: Kind | None = None) -> list[RecipeInfo]:
+        return recipes(kind)
 
 
 sys.modules[__name__].__class__ = _Room

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
-from ..memory import Memory
+from ..memory import Composition, Memory
+from ..memory.composition import Kind
 
-Maker = Callable[..., Memory]
+Maker = Callable[..., Composition]
 
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """What `recipes()` tells of one recipe: `verbs` and `defaults` are those of the recipe without arguments."""
+    """What `recipes()` tells of one recipe: `verbs` and `defaults` are those of the recipe without arguments, `kind` is
+    what it is built for, see `Composition`."""
 
     name: str
     paper: str
@@ -25,6 +27,7 @@ class RecipeInfo:
     verbs: dict[str, str]
     defaults: dict[str, Any]
     claims: tuple[str, ...]
+    kind: Kind = "memory"
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,25 @@ class _Entry:
 
 _entries: dict[str, _Entry] = {}
 
+# Of a recipe that is not a memory for one model's attention: what it is, and what to do with it.
+WHAT: dict[Kind, str] = {
+    "lanes": "two lanes, of which one reads the other",
+    "linked": "two modalities of one clock",
+    "mixed": "for a model whose layers differ",
+    "features": "a memory of frames, not of keys and values",
+    "door": "a door before a memory",
+}
+INSTEAD: dict[Kind, str] = {
+    "lanes": "build it, and read and write in threads of your own (docs/beyond.md)",
+    "linked": "build it, and step block by block (docs/beyond.md)",
+    "mixed": "build it, or open a model that has such layers (docs/beyond.md)",
+    "features": "build it, feed it what an encoder gives, and read (docs/beyond.md)",
+    "door": "put it before one: Watching(stream, door) in evenflow.watch (docs/beyond.md)",
+}
+
 
 def register(name: str, *, paper: str, claims: tuple[str, ...] = ()) -> Callable[[Maker], Maker]:
-    """Put a function that returns a `Memory` into the table, under `name` (lower case, hyphens).
+    """Put a function that returns a `Composition`, a `Memory` say, into the table, under `name` (lower case, hyphens).
 
     paper: what to cite. claims: names of the claims that measure what the paper promised. The first line of the
     function's docstring is its summary; its keyword parameters, all with defaults, are the recipe's parameters.
@@ -56,8 +75,11 @@ def register(name: str, *, paper: str, claims: tuple[str, ...] = ()) -> Callable
     return enter
 
 
-def recipe(name: str, **params: Any) -> Memory:
-    """The memory that the recipe `name` describes. Raises ValueError with the nearest right name on a wrong one."""
+def recipe(name: str, **params: Any) -> Any:
+    """The `Composition` that the recipe `name` describes: a `Memory`, or one of another kind, as `recipes()` tells.
+
+    Raises ValueError with the nearest right name on a wrong one.
+    """
     entry = _entry(name)
     known = inspect.signature(entry.make).parameters
     for wrong in params.keys() - known.keys():
@@ -71,9 +93,10 @@ def recipe(name: str, **params: Any) -> Memory:
     return dataclasses.replace(memory, name=name, params={k: v for k, v in shown.items() if v is not None})
 
 
-def recipes() -> list[RecipeInfo]:
-    """Every recipe, sorted by name."""
-    return [_info(name, entry) for name, entry in sorted(_entries.items())]
+def recipes(kind: Kind | None = None) -> list[RecipeInfo]:
+    """Every recipe, or every one of a kind, sorted by name."""
+    infos = [_info(name, entry) for name, entry in sorted(_entries.items())]
+    return [info for info in infos if kind in (None, info.kind)]
 
 
 def documentation(name: str) -> str:
@@ -84,8 +107,17 @@ def documentation(name: str) -> str:
 def parse(spec: str) -> Memory:
     """The memory that a string names: `"streaming-llm"`, `"streaming-llm(sink=4, window=1020)"`.
 
-    Values are Python literals. Raises ValueError that says what was expected.
+    Values are Python literals. Raises ValueError that says what was expected, also for a recipe of another kind, which
+    `composed` takes.
     """
+    made = composed(spec)
+    if not isinstance(made, Memory):
+        raise ValueError(f"{made.name} is {WHAT[made.kind]}; {INSTEAD[made.kind]}")
+    return made
+
+
+def composed(spec: str) -> Any:
+    """The composition that a string names, of whatever kind."""
     text = spec.strip()
     name, bracket, rest = text.partition("(")
     name = name.strip()
@@ -133,4 +165,4 @@ def _info(name: str, entry: _Entry) -> RecipeInfo:
     memory = recipe(name)
     summary = (inspect.getdoc(entry.make) or "").partition("\n")[0]
     defaults = {key: p.default for key, p in inspect.signature(entry.make).parameters.items()}
-    return RecipeInfo(name, entry.paper, summary, memory.verbs(), defaults, entry.claims)
+    return RecipeInfo(name, entry.paper, summary, memory.verbs(), defaults, entry.claims, memory.kind)

@@ -52,7 +52,7 @@ class Videos:
             Choice(name, (inspect.getdoc(make) or "").partition("\n")[0], {}) for name, make in SCHEDULES.items()
         ]
         memories = [USUAL, Choice(NONE, "Nothing is kept beyond the frames in flight.", {}, None, self._refused(NONE))]
-        for info in recipes():
+        for info in recipes("memory"):
             memories.append(Choice(info.name, info.summary, info.defaults, info.paper, self._refused(info.name)))
         return {"memories": memories, "schedules": schedules}
 
