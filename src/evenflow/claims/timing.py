@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as fn
+from transformers import PreTrainedModel
 
 from ..memory.blockwise import Operator, Part, S, Stacked, Windowed, block_mask, noise_at
-from ..memory.time_aligned import Film, Marks, TimeAligned
+from ..memory.time_aligned import Film, InTurns, Marks, Piece, TimeAligned, Words
+from ..models import Stream, open_stream
+from ..recipes import recipe
+from .choosing import in_turns, ratio
+from .exactness import gap
 from .registry import Bench, claim
+from .towers import HIDDEN, TEXT, WINDOW, Watching
 
 DIM, HEADS, BLOCK, LAYERS = 64, 4, 24, 22
 BACK, AHEAD = {0: 1, 20: 1}, {10: 1}
+SOUND, IMAGE, VIDEO, STARTS, ENDS = 120, 121, 122, (124, 126), (127, 125)  # ids: placeholders, marks of sight and sound
+SEEN, HEARD = 64, 25  # tokens of a second
 
 
 class Layer:
@@ -85,7 +96,7 @@ def flow(layers: list[Layer], steps: int, back: dict[int, int], ahead: dict[int,
 
 @claim("qwen25-omni")
 def qwen25_omni(bench: Bench) -> None:
-    """Encoders and decoders in blocks give what the whole gives, as soon as their look-ahead allows, at even cost."""
+    """Blocks give what the whole gives, as soon as their look-ahead allows; a thinker reads a film at even cost."""
     layers = [Layer(n) for n in range(LAYERS)]
     x = torch.randn(1, 30 * BLOCK + 7, DIM, generator=torch.Generator().manual_seed(1))
     stacks = {
@@ -114,6 +125,8 @@ def qwen25_omni(bench: Bench) -> None:
             )  # fmt: skip
         windows(bench, layers, x)
     film_places(bench)
+    thinker_exact(bench)
+    thinker_flat(bench)
 
 
 def windows(bench: Bench, layers: list[Layer], x: Tensor) -> None:
@@ -154,3 +167,125 @@ def film_places(bench: Bench) -> None:
         f"{1e3 * late:.2f} ms; 64 tokens of picture and 25 of sound a second",
     )  # fmt: skip
     bench.row("tokens that wait for their turn of 2 s, at most", "50 of sound", f"{max(waits)}", max(waits) <= 64 + 50)
+
+
+def thinker() -> Any:
+    """A random thinker of Qwen2.5-Omni, small."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]}
+    sees = {"depth": 1, "num_heads": 2, "hidden_size": 16, "out_hidden_size": HIDDEN, "intermediate_size": 32}
+    hears = {
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "d_model": 16,
+        "output_dim": HIDDEN,
+    }
+    ids: dict[str, Any] = {
+        "audio_token_index": SOUND, "image_token_index": IMAGE, "video_token_index": VIDEO,
+        "vision_start_token_id": STARTS[0], "audio_start_token_id": STARTS[1],
+    }  # fmt: skip
+    config = transformers.Qwen2_5OmniThinkerConfig(
+        text_config=TEXT | {"rope_parameters": rope}, vision_config=sees | {"fullatt_block_indexes": [0]},
+        audio_config=hears, **ids,
+    )  # fmt: skip
+    return transformers.Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+
+
+def told(seconds: int) -> list[tuple[Piece, Tensor]]:
+    """Words, a film told second by second, words: pieces, and ids of their tokens as they arrive."""
+    words = torch.randint(3, SOUND, (8,), generator=torch.Generator().manual_seed(2))
+    second = torch.tensor([VIDEO] * 16 + [SOUND] * HEARD)
+    film: list[tuple[Piece, Tensor]] = [(Film(1, 4, 4, 1.0, heard=HEARD), second)] * seconds
+    starts, ends = (Marks(), torch.tensor(STARTS)), (Marks(), torch.tensor(ENDS))
+    return [(Words(8), words), starts, *film, ends, (Words(8), words)]
+
+
+def thinker_exact(bench: Bench) -> None:
+    """A thinker fed as a film comes, against its own forward at its own `get_rope_index`."""
+    model, seconds, turns = thinker(), 9, InTurns()
+    pieces = told(seconds)
+    _, order = turns.clock.whole([piece for piece, _ in pieces])
+    arrived = torch.cat([ids for _, ids in pieces])
+    made = torch.randn(len(arrived), HIDDEN, generator=torch.Generator().manual_seed(3)) / 5
+    words = (arrived < SOUND) | (arrived > VIDEO)
+    with torch.no_grad():
+        made[words] = model.get_input_embeddings()(arrived[words])
+        ids, rows = arrived[order][None], made[order][None]
+        places, _ = model.get_rope_index(
+            ids, None, torch.tensor([[seconds, 8, 8]]), torch.ones_like(ids), True, torch.tensor([4 * HEARD * seconds]),
+            torch.tensor([1.0]),
+        )  # fmt: skip
+        own = model(inputs_embeds=rows, position_ids=places).logits
+
+    def played(memory: str, **settings: int) -> Tensor:
+        stream, state, first, parts = open_stream(model, recipe(memory, **settings)), turns.reset(), 0, []
+        for piece, some in pieces:
+            (out, there), state = turns.step([piece], made[first : first + len(some)], state)
+            first += len(some)
+            if len(out):
+                parts.append(stream.feed(embeds=out, tags={"coordinates": there}))
+        return torch.cat(parts, 1)
+
+    def cut(memory: str, size: int, **settings: int) -> Tensor:
+        stream, there = open_stream(model, recipe(memory, **settings)), places[:, 0].T
+        parts = zip(rows.split(size, 1), there.split(size), strict=True)
+        return torch.cat([stream.feed(embeds=some, tags={"coordinates": at}) for some, at in parts], 1)
+
+    error = gap(played("full"), own)
+    bench.row(
+        f"thinker: {seconds} s of film between words, fed second by second = its own forward", "equal", f"{error:.1e}",
+        error <= 2e-5, "random small model of the real class, float32; places of both from one film, in turns",
+    )  # fmt: skip
+    error = max(gap(cut("full", size), own) for size in (1, 7, ids.shape[1]))
+    bench.row("thinker: the same, fed 1, 7, all at a time", "equal", f"{error:.1e}", error <= 2e-5)
+    small = {"sink": 4, "window": 60}
+    one = cut("streaming-llm", 1, **small)
+    error = max(gap(other, one) for other in (played("streaming-llm", **small), cut("streaming-llm", 37, **small)))
+    apart = gap(one, own)
+    bench.row(
+        "thinker: 4 sinks + 60, film leaves: by seconds, or 37 at a time = one by one", "equal", f"{error:.1e}",
+        error <= 2e-5 < 1e-3 < apart, f"full attention differs by {apart:.1g}",
+    )  # fmt: skip
+
+
+def thinker_flat(bench: Bench) -> None:
+    """What a film of many seconds costs a thinker that holds a window, and one that holds all."""
+    late = 1200 if bench.full else 300
+    model: PreTrainedModel = thinker()
+    turn, clock = Film(2, 8, 8, 1.0, heard=2 * HEARD), InTurns()
+    rows = torch.randn(2 * (SEEN + HEARD), HIDDEN, generator=torch.Generator().manual_seed(4))
+    memory = recipe("streaming-llm", sink=4, window=WINDOW)
+    ours, own = [open_stream(model, memory) for _ in range(2)], [Watching(model) for _ in range(2)]
+    shown = [clock.reset() for _ in range(2)]
+
+    def watch(age: int, stream: Stream | None, cache: Watching | None) -> None:
+        (out, places), shown[age] = clock.step([turn], rows, shown[age])
+        if stream is not None:
+            stream.feed(embeds=out, tags={"coordinates": places})
+        if cache is not None:
+            cache.read(out, places)
+
+    for age, seconds in enumerate((20, late)):
+        for _ in range(seconds // 2):
+            watch(age, ours[age], own[age])
+    held, grown = ours[1].nbytes / ours[0].nbytes, own[1].nbytes / own[0].nbytes
+    waits = max(state.nbytes for state in shown) / 1024
+    bench.row(
+        f"thinker: bytes after {late} s of film over 20 s: `streaming-llm`", "1", f"{held:.2f}", held == 1,
+        f"{ours[1].nbytes / 1024:.0f} KiB, and {waits:.0f} KiB of sound that waits",
+    )  # fmt: skip
+    bench.row("the same, transformers' DynamicCache", "grows", f"{grown:.1f}", grown > 2)
+    seconds_of = in_turns(
+        {
+            "young": partial(watch, 0, ours[0], None), "old": partial(watch, 1, ours[1], None),
+            "own young": partial(watch, 0, None, own[0]), "own old": partial(watch, 1, None, own[1]),
+        },
+        30 if bench.full else 15,
+    )  # fmt: skip
+    slower, theirs = ratio(seconds_of, "old", "young"), ratio(seconds_of, "own old", "own young")
+    bench.row(
+        f"thinker: time of 2 s of film after {late} s over 20 s: `streaming-llm`", "1", f"{slower:.2f}", slower < 1.15,
+        f"{1e3 * median(seconds_of['old']):.0f} ms for {len(rows)} tokens",
+    )  # fmt: skip
+    bench.row("the same, transformers' DynamicCache", "grows", f"{theirs:.1f}", theirs > 1.5)

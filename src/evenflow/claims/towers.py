@@ -128,21 +128,26 @@ def _axes(bench: Bench, name: str) -> None:
 
 
 class Watching:
-    """A model with its own growing cache, that reads one frame of features at a time."""
+    """A model with its own growing cache, that reads features at their places, a frame at a time or what there is."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.free = model, 0
         self.cache = DynamicCache(config=model.config)
         known = inspect.signature(model.forward).parameters
+        self.kept = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self.name = "cache" if "cache" in known else "past_key_values"
 
-    @torch.inference_mode()
-    def read(self, frame: Tensor) -> None:
-        """Features [64, hidden]."""
+    def watch(self, frame: Tensor) -> None:
+        """Features [64, hidden] of a frame, behind what came before."""
         places = grid_places(self.free, GRID)
         self.free = int(places.max()) + 1
-        inputs = {"inputs_embeds": frame[None], "position_ids": places.T[:, None], self.name: self.cache}
-        self.model(**inputs, use_cache=True, logits_to_keep=1)
+        self.read(frame, places)
+
+    @torch.inference_mode()
+    def read(self, rows: Tensor, places: Tensor) -> None:
+        """Features [n, hidden] at places [n, 3]."""
+        inputs = {"inputs_embeds": rows[None], "position_ids": places.T[:, None], self.name: self.cache}
+        self.model(**inputs, **self.kept, use_cache=True)
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +169,7 @@ def _frames(bench: Bench) -> None:
     for stream, cache, age in zip(ours, own, (20, late), strict=True):
         for number in range(age):
             watch(stream, number)
-            cache.read(frames[number % 16])
+            cache.watch(frames[number % 16])
     held = ours[1].nbytes / ours[0].nbytes
     bench.row(f"bytes after {late} frames over 20: `streaming-llm`", "1", f"{held:.2f}", held == 1)
     grown = own[1].nbytes / own[0].nbytes
@@ -172,7 +177,7 @@ def _frames(bench: Bench) -> None:
     seconds = in_turns(
         {
             "young": partial(watch, ours[0], 0), "old": partial(watch, ours[1], 0),
-            "own young": partial(own[0].read, frames[0]), "own old": partial(own[1].read, frames[0]),
+            "own young": partial(own[0].watch, frames[0]), "own old": partial(own[1].watch, frames[0]),
         },
         30 if bench.full else 15,
     )  # fmt: skip
