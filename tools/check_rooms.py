@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = "evenflow"
 BELOW_API = {"memory", "recipes", "models"}
-BELOW_CLAIMS = BELOW_API | {"media", "world", "learn", "generate", "api"}
+BELOW_CLAIMS = BELOW_API | {"media", "world", "learn", "generate", "watch", "api"}
 # Each room, and the rooms it may import from.
 ROOMS: dict[str, set[str]] = {
     "memory": set(),
@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "world": set(),
     "learn": {"memory", "recipes", "models", "media", "world", "generate"},
     "generate": BELOW_API | {"media"},
+    "watch": BELOW_API | {"media"},
     "api": BELOW_API | {"generate"},
     "claims": BELOW_CLAIMS | {"serve"},
     "serve": BELOW_API | {"media", "generate", "api"},

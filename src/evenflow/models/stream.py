@@ -34,7 +34,8 @@ class Stream:
     """What `open_stream` returns.
 
     model, tokenizer (or None), memory (the `Memory` that was asked for), batch: as opened. state: the `MemoryState`
-    behind the stream, None when the memory re-computes. notes: a dict of yours that `save` keeps.
+    behind the stream, None when the memory re-computes. notes: a dict of yours that `save` keeps: what JSON can hold, and
+    tensors.
 
     A stream has consumed exactly what it was fed and what it has yielded; every method leaves it as it was when it
     raises. One stream belongs to one thread at a time; any number of streams, in any threads, share a model.
@@ -458,11 +459,12 @@ class Stream:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the stream to one file, atomically and with a checksum; `resume_stream` goes on bit for bit.
 
-        `notes`, a dict of what JSON can hold that belongs to whoever uses the stream, is kept with it.
+        `notes`, a dict of what JSON can hold and of tensors, which belongs to whoever uses the stream, is kept with it.
         """
         state = self._engine.state_dict()
         tensors = {f"memory.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+        tensors |= {f"notes.{name}": value for name, value in self.notes.items() if isinstance(value, Tensor)}
         if self._last is not None:
             tensors["last"] = self._last
         meta = {
@@ -473,7 +475,7 @@ class Stream:
             "model_type": self.model.config.model_type,
             "batch": self.batch,
             "state": plain,
-            "notes": self.notes,
+            "notes": {name: value for name, value in self.notes.items() if not isinstance(value, Tensor)},
         }
         write_state(path, tensors, meta)
 
@@ -563,7 +565,8 @@ def resume_stream(
         stream._engine.load_state_dict({**state, **meta["state"]})
     except (KeyError, ValueError) as error:
         raise StateError(f"{path} does not fit this model and memory: {error}") from error
-    stream.notes = meta.get("notes", {})
+    noted = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("notes.")}
+    stream.notes = meta.get("notes", {}) | noted
     if "last" in tensors:
         stream._last = tensors["last"].to(model.device)
     return stream
