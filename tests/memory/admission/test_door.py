@@ -41,7 +41,9 @@ def items(name, count, seed=0):
 def said(verdict, seed):
     """What a model would say of the items that got in: logits and tokens that depend on the item alone."""
     inside = verdict.keep if verdict.keep.ndim == 1 else verdict.keep.any(1)
-    logits = torch.stack([torch.randn(7, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(inside))])
+    logits = torch.stack(
+        [torch.randn(7, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(inside))]
+    )
     logits = logits[inside]
     return {"logits": logits, "tokens": logits.argmax(-1)}
 
@@ -71,7 +73,9 @@ def test_any_cut_gives_the_same_and_a_saved_or_forked_door_goes_on(name, sizes, 
     for one in (way, twin, loaded):
         verdict = one.enter(given_[first:])
         keep, speak = verdict.keep, one.emit(**said(verdict, first))
-        keep, speak = (torch.cat([b, x]) if before else x for b, x in zip(before or (None, None), (keep, speak), strict=True))
+        keep, speak = (
+            torch.cat([b, x]) if before else x for b, x in zip(before or (None, None), (keep, speak), strict=True)
+        )
         assert torch.equal(keep, whole[0]) and torch.equal(speak, whole[1]) and one.position == sum(sizes)
     assert way.nbytes == loaded.nbytes == sum(x.nbytes for x in way.state_dict().values())
 
