@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import evenflow as ef
 from evenflow.memory.time_aligned import Film, InTurns, Marks, Picture, Piece, TimeAligned, TurnsState, Words
 from evenflow.models import Stream, Unsupported
+from evenflow.models.axes import Closed
 
 from .. import oracles
 from . import zoo
@@ -307,16 +308,30 @@ def test_pixels_and_sound_as_they_come_are_the_whole_models_forward():
     assert oracles.relative_error(torch.cat(parts, 1), whole) <= 1e-10
 
 
-def test_a_film_that_does_not_end_is_held_in_even_bytes():
+def test_a_film_without_end_is_held_in_even_bytes_and_small_numbers_where_it_begins_anew(monkeypatch):
+    """Rows and columns count from a film's start, so numbers within the window grow with a film, until it begins anew."""
     model, turns = thinker(), InTurns(clock_of("qwen2.5-omni"))
-    stream, state, held = ef.open(model, "streaming-llm(sink=4, window=60)"), turns.reset(), []
-    rows = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
-    for _ in range(60):
-        (out, places), state = turns.step([Film(1, 2, 2, 1.0, heard=5)], rows, state)
-        if len(out):
-            assert bool(stream.feed(embeds=out, tags={"coordinates": places}).isfinite().all())
-        held.append(stream.nbytes + state.nbytes)
-    assert stream.position > 500 and max(held[20:]) == max(held[20:30])
+    rows, closed = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)), Closed._closed
+    largest = {}
+    for every in (1000, 10):
+        stream, state, held, numbers = ef.open(model, "streaming-llm(sink=4, window=60)"), turns.reset(), [], []
+
+        def noted(view, told, numbers=numbers):
+            out = closed(view, told)
+            numbers.append(int(out.max()))
+            return out
+
+        monkeypatch.setattr(Closed, "_closed", staticmethod(noted))
+        for second in range(60):
+            marks = [] if second % every else [Marks()]
+            arrived = torch.cat([rows[: 2 * len(marks)], rows])
+            (out, places), state = turns.step([*marks, Film(1, 2, 2, 1.0, heard=5)], arrived, state)
+            if len(out):
+                assert bool(stream.feed(embeds=out, tags={"coordinates": places}).isfinite().all())
+            held.append(stream.nbytes + state.nbytes)
+        assert stream.position > 500 and max(held[20:]) == max(held[20:30])
+        largest[every] = max(numbers)
+    assert largest[10] < 4 + 60 + 10 * PER_SECOND + 2 < 60 * PER_SECOND - 20 < largest[1000]
 
 
 def test_the_folder_of_an_omni_model_gives_its_thinker_and_a_whole_one_says_where_it_is(tmp_path):
