@@ -102,7 +102,7 @@ class Scene:
 
 
 def scene(name: str, kinds: str = "wfpsfw", seed: int = 0, model: PreTrainedModel | None = None) -> Scene:
-    """w: words; p: a picture; s: sound alone; f: a film of some seconds, told second by second."""
+    """w: words; p: a picture; s: sound alone; f: a film of some seconds, told second by second; b: a broad one of one."""
     model, made = model or doubled(name), torch.Generator().manual_seed(seed)
     told: list[tuple[Piece, list[int]]] = []
     images, videos, sounds, seconds = [], [], [], []
@@ -115,7 +115,7 @@ def scene(name: str, kinds: str = "wfpsfw", seed: int = 0, model: PreTrainedMode
 
     words(2)
     for kind in kinds:
-        height, width, count = some(1, 3), some(1, 3), some(3, 6)
+        height, width, count = (1, 3 * PER_SECOND, 1) if kind == "b" else (some(1, 3), some(1, 3), some(3, 6))
         if kind == "w":
             words(count)
         elif kind == "p":
@@ -150,7 +150,7 @@ def scene(name: str, kinds: str = "wfpsfw", seed: int = 0, model: PreTrainedMode
     def grid(values: list) -> Tensor | None:
         return torch.tensor(values) if values else None
 
-    together = "f" in kinds
+    together = bool({"f", "b"} & set(kinds))
     places, delta = model.get_rope_index(
         ids, grid(images), grid(videos), torch.ones_like(ids), together, grid(sounds), grid(seconds)
     )
@@ -266,6 +266,16 @@ def test_words_after_a_film_go_on_at_the_right_place_and_so_does_the_next_film(n
                 parts.append(stream.feed(embeds=rows, tags={"coordinates": places}))
         assert int(stream.next_place) == stream.position + shown.delta == int(shown.places.max()) + 1
         assert oracles.relative_error(torch.cat(parts, 1), want) <= 1e-10
+
+
+def test_words_behind_a_film_broader_than_it_is_long_stand_where_the_prompt_has_them_or_where_writing_goes_on():
+    """The model's prompt goes on behind a film's last turn, its `generate` behind the largest number: what `next_place` is."""
+    model, shown = doubled(), scene("qwen2.5-omni", "wbw")
+    with oracles.doubles():
+        stream = ef.open(model, "full")
+        got, state = played(stream, InTurns(clock_of("qwen2.5-omni")), shown)
+        assert oracles.relative_error(got, own(model, shown.rows, shown.places)) <= 1e-10
+    assert int(stream.next_place) == stream.position + shown.delta > state.clock.following
 
 
 def test_pixels_and_sound_as_they_come_are_the_whole_models_forward():

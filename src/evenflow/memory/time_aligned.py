@@ -323,7 +323,9 @@ class InTurns:
 
     `step(pieces, rows, state) → ((rows, places), state)`, to go on with, where any came out,
     `stream.feed(embeds=rows, tags={"coordinates": places})`. Held is what waits: up to a turn of sound, and what is seen
-    of a turn, where both tracks come in time.
+    of a turn, where both tracks come in time. Words that are fed without places go on behind the largest number, as the
+    model's `generate` does; by the released rule words of a prompt may begin earlier, behind a film that is broader than
+    it is long: give these their places.
     """
 
     clock: TimeAligned = TimeAligned()
