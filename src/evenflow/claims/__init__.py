@@ -27,6 +27,7 @@ from . import (
     towers,
     trained,
     video,
+    watching,
     windows,
 )
 from .registry import describe, names, report, run
@@ -35,6 +36,5 @@ from .result import Result, Row, markdown, table
 __all__ = [
     "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "exploring", "features", "folding", "lanes", "linking", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
-    "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "timing", "towers", "trained", "video",
-    "windows",
+    "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "timing", "towers", "trained", "video", "watching", "windows",
 ]  # fmt: skip
