@@ -14,7 +14,7 @@ from evenflow.models.video.tracks import named
 from .small import picture, small
 from .test_stream import open_, slow, take
 
-FRAMES = [info.name for info in ef.recipes() if ef.recipe(info.name).inside == "both"]
+FRAMES = [info.name for info in ef.recipes("memory") if ef.recipe(info.name).inside == "both"]
 SPECS = {
     "chunks": "chunks",
     "knots": "knots",

@@ -10,7 +10,7 @@ from evenflow.models import Stream, open_stream, unfit
 from ..recipes.cases import CASES
 from . import zoo
 
-EVERY = sorted(info.name for info in ef.recipes())
+EVERY = sorted(info.name for info in ef.recipes("memory"))
 READERS = [name for name in EVERY if unfit(ef.recipe(name)) is None]
 
 

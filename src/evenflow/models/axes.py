@@ -146,7 +146,9 @@ def on_axes(memory: Memory) -> tuple[Memory, int] | None:
 def numbered(state: MemoryState, m: int, mask: Tensor | None, tags: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tags of a step, with the numbers of `m` tokens in `coordinates`, int64: (t, h, w, end), or what the memory counts by.
 
-    tags: as given, [B, m, …]; without coordinates they are words. Raises ValueError for numbers that make no sense.
+    tags: as given, [B, m, …]; without coordinates they are words. A fourth number is the first that is free behind a
+    token, where that is more than its own say: of a picture that not all of is read. Raises ValueError for numbers that
+    make no sense.
     """
     given = tags.get("coordinates")
     if given is not None and (given.is_floating_point() or bool((given < 0).any())):
@@ -158,10 +160,15 @@ def numbered(state: MemoryState, m: int, mask: Tensor | None, tags: Mapping[str,
     if given is None:
         count = torch.arange(m, device=device).expand(batch, m) if mask is None else mask.cumsum(1) - 1
         given = (free[:, None] + count.clamp_min(0))[..., None].expand(-1, -1, AXES)
-    elif given.shape[-1] != AXES:
-        raise ValueError(f"coordinates have {given.shape[-1]} numbers a token; expected (t, h, w)")
+    elif given.shape[-1] not in (AXES, AXES + 1):
+        raise ValueError(f"coordinates have {given.shape[-1]} numbers a token; expected (t, h, w), or (t, h, w, end)")
     given = given.to(device, torch.int64)
-    behind = given.amax(-1) + 1
+    behind = (
+        torch.maximum(given[..., :AXES].amax(-1) + 1, given[..., AXES:].amax(-1))
+        if given.shape[-1] > AXES
+        else given.amax(-1) + 1
+    )
+    given = given[..., :AXES]
     behind = behind if mask is None else behind.masked_fill(~mask, 0)
     end = torch.maximum(behind.cummax(1).values, free[:, None])
     return {**tags, "coordinates": torch.cat([given, end[..., None]], -1)}
