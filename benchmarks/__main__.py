@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging
 
-from . import bookkeeping, decode, feed, growth, recipes, store, video
+from . import beyond, bookkeeping, decode, feed, growth, recipes, store, video
 from .showing import figure, tables
 from .timing import machine
 
@@ -28,6 +28,7 @@ ALL: dict[str, Callable[..., dict[str, Any]]] = {
     "store": store.measure,
     "recipes": recipes.measure,
     "video": video.measure,
+    "beyond": beyond.measure,
 }
 QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "decode": partial(decode.measure, length=256, layers=2, rounds=5, recomputed=1),
@@ -36,6 +37,7 @@ QUICK: dict[str, Callable[..., dict[str, Any]]] = {
     "growth": partial(growth.measure, places=(512, 1024, 2048), steps=5),
     "store": partial(store.measure, blocks=8, rounds=3),
     "recipes": partial(recipes.measure, frames=(8,), budget=12, heads=2, dim=16, rounds=2),
+    "beyond": partial(beyond.measure, device="cpu"),
     "video": partial(video.measure, device="cpu", chunks=2, memories=video.MEMORIES[:1]),
 }
 

@@ -24,7 +24,14 @@ def tables(name: str, result: dict[str, Any]) -> Iterator[Table]:
         yield from (video_table(result, memory) for memory in result["memories"])
         return
     shown = Table(title=result["title"], title_justify="left")
-    if name == "decode":
+    if name == "beyond":
+        for column in ("", "paper", "ours", "ms"):
+            shown.add_column(column, justify="left" if not column else "right")
+        for row in result["rows"]:
+            times = ", ".join(f"{what} {ms:.3g}" for what, ms in row["milliseconds"].items())
+            shown.add_row(row["what"], row["paper"], f"×{row['ratio']:.2f}", times)
+        shown.caption = f"{result['device']}, {result['dtype']}"
+    elif name == "decode":
         for column in ("", "ms", "ours in units of it", "wanted"):
             shown.add_column(column, justify="left" if not column else "right")
         ratios = result["ours in units of"]
@@ -108,9 +115,8 @@ def figure(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [
-        name for name in ("decode", "bookkeeping", "feed", "growth", "store", "recipes", "video") if name in results
-    ]
+    known = ("decode", "bookkeeping", "feed", "growth", "store", "recipes", "video", "beyond")
+    names = [name for name in known if name in results]
     height = 5.6 if "recipes" in results else 3.8
     shown, axes = pyplot.subplots(
         1, len(names), figsize=(5.2 * len(names), height), layout="constrained", squeeze=False
@@ -151,6 +157,12 @@ def figure(results: dict[str, Any], path: Path) -> None:
             axis.axvline(1, color="k", linewidth=0.8)
             axis.set_xlabel("times the floor")
             axis.legend(fontsize=8, frameon=False)
+        elif name == "beyond":
+            axis.set_title(f"{result['title']}\n{result['device']}", fontsize=8)
+            rows = result["rows"][::-1]
+            drawn = axis.barh([row["what"].replace(", ", ",\n", 1) for row in rows], [row["ratio"] for row in rows])
+            axis.bar_label(drawn, fmt="×%.3g", fontsize=8, padding=2)
+            axis.axvline(1, color="k", linewidth=0.8)
         elif name == "store":
             rates = result["gigabytes a second"]
             colours = ["lightgrey" if "floor" in what else "tab:blue" for what in rates]
