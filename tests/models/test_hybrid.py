@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     for wrong in ({"undo": -1}, {"undo": 1.5}):
         with pytest.raises(ValueError, match="undo"):
             HybridSession(session.model, **wrong)
-    for wrong in ({"sections": (1, 2, 3)}, {"window": 1}, {"pattern": ("full",)}):
+    for wrong in ({"sections": (1, 2, 3)}, {"window": 1}, {"pattern": ("whole",)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(TOY, **wrong)
     with pytest.raises(ValueError, match="no window layer"):

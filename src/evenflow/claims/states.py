@@ -15,7 +15,19 @@ from torch.nn import functional as fn
 from ..memory.delta import chunked_delta, recurrent_delta, unit
 from ..memory.fast_weights import FastSession, FastState, FastWeights, feed
 from ..memory.rope import Rotary
-from ..models.hybrid import FastLayer, Hybrid, HybridConfig, HybridSession, Kind, Windowed, frame_places, in_a_row
+from ..models.hybrid import (
+    PRESETS,
+    FastLayer,
+    FrameSession,
+    Hybrid,
+    HybridConfig,
+    HybridSession,
+    Kind,
+    Windowed,
+    frame_places,
+    in_a_row,
+)
+from ..models.hybrid.network import Block
 from .choosing import bandwidth, in_turns, random, ratio
 from .registry import Bench, claim
 
@@ -302,6 +314,7 @@ class Teller(nn.Module):
 def spatial_ttt(bench: Bench) -> None:
     """Fast weights beside a window know what the window lost, in bytes and time that never grow."""
     carried(bench, 900 if bench.full else 600)
+    ahead(bench)
     learning(bench)
     large_chunks(bench)
 
@@ -334,6 +347,43 @@ def carried(bench: Bench, steps: int) -> None:
         f"{steps} updates",
     )
     bench.row(f"{what}: windows alone", "lost, chance 0.031", f"{right[False]:.3f}", right[False] <= 0.06)
+
+
+@torch.no_grad()
+def ahead(bench: Bench, count: int = 60, rows: int = 3, late: int = 400) -> None:
+    """A film through four layers, three of which wait for the next frame, beside the film read whole; bytes and time after
+    many frames."""
+    torch.manual_seed(0)
+    model = Hybrid(PRESETS["toy-spatial"]).eval()
+    for block in model.blocks:
+        if isinstance(mixer := cast(Block, block).mixer, FastLayer):
+            nn.init.normal_(mixer.conv, std=0.3)
+            nn.init.normal_(mixer.gate.weight)
+    frames = torch.randn(1, count, rows, rows, model.config.dim, generator=random(0, "film"))
+    places = torch.cat([frame_places(0, n, rows, rows, 1.0) for n in range(count)])
+    attend = Windowed(model.config, places)
+    whole, _ = model(frames.flatten(1, 3), attend, turn=attend.turn, grid=(count, rows, rows))
+    session = FrameSession(model)
+    parts = [session.see(part, at) for part, at in zip(frames.split(1, 1), places.split(rows * rows), strict=True)]
+    worst = float((torch.cat([*parts, session.flush()], 1) - whole).abs().max())
+    bench.row(
+        f"1. a film of {count} frames as it comes, {session.look_ahead} frames late, beside the film read whole", "0",
+        f"{worst:.0e}", worst < 1e-4, "float32, largest difference; three layers of four convolve over the next frame",
+    )  # fmt: skip
+    old, sizes = FrameSession(model, anchor=256), []
+    for n in range(late):
+        old.see(frames[:, n % count : n % count + 1])
+        sizes.append(old.nbytes)
+        if n == 49:
+            young = old.fork()
+    seconds = in_turns({"late": lambda: old.see(frames[:, :1]), "early": lambda: young.see(frames[:, :1])}, 51)
+    flat = ratio(seconds, "late", "early")
+    most = max(sizes[:100]), max(sizes[100:])
+    bench.row(
+        f"7. most bytes in frames 100 to {late} over those before, and time of a frame over a copy's that stayed at 50", "flat",
+        f"×{most[1] / most[0]:.3f}, ×{flat:.2f}", most[0] == most[1] and flat < 1.15,
+        f"layers that attend everything bounded to 256 tokens; {1e3 * median(seconds['late']):.1f} ms a frame of {rows * rows}",
+    )  # fmt: skip
 
 
 def drawn(tokens: int, heads: int, dim: int, number: int) -> tuple[Tensor, ...]:

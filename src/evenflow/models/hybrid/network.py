@@ -1,96 +1,28 @@
-"""Layers of window attention between layers whose memory is a matrix: exact near by, compressed for ever, never larger.
+"""Layers of window attention between layers whose memory is a matrix, or beside fast weights: exact near by, compressed
+for ever, never larger.
 
 Source: InfiniteVL, arXiv 2512.08829, first version: the language model. Its vision encoder is that of Qwen2.5-VL and not
-here: pictures come as features. Names of parameters are ours.
+here: pictures come as features. Names of parameters are ours. Layers with fast weights: Spatial-TTT, arXiv 2603.12255.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from ...memory import Memory, Rope, Timeless
 from ...memory.delta import DeltaState, chunked_delta, gated_delta, short_convolution, unit
+from ...memory.fast_weights import FastState
 from ...memory.rope import Rotary
+from .config import HybridConfig, Kind, before_softplus
+from .fast import FastLayer, Turn
 
-Kind = Literal["window", "delta"]
+State = DeltaState | FastState
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class HybridConfig:
-    """What a hybrid network is built of.
-
-    pattern: kinds of layers, repeated until there are `layers`. window: tokens that a query of a window layer sees,
-    itself among them; None: all. sections: how many pairs of channels turn with time, row and column. key_dim and
-    value_dim are those of a head of a delta layer, kernel the reach of its convolution.
-    """
-
-    name: str
-    vocabulary: int
-    dim: int
-    ffn_dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int | None
-    delta_heads: int
-    key_dim: int
-    value_dim: int
-    sections: tuple[int, int, int]
-    pattern: tuple[Kind, ...] = ("window", "delta", "delta", "delta")
-    kernel: int = 4
-    theta: float = 1e6
-    eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if 2 * sum(self.sections) != self.head_dim:
-            raise ValueError(
-                f"sections {self.sections} are no {self.head_dim // 2} pairs of channels, half of head_dim"
-            )
-        if self.window is not None and self.window < 2:
-            raise ValueError(f"window is {self.window}; a query sees itself and what was before it, so 2 or more")
-        if not self.pattern or set(self.pattern) - {"window", "delta"}:
-            raise ValueError(f"pattern is {self.pattern}; give kinds of layers, 'window' or 'delta'")
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kind of every layer."""
-        return tuple(self.pattern[layer % len(self.pattern)] for layer in range(self.layers))
-
-    @property
-    def rope(self) -> Rope:
-        """How a memory has to turn queries and keys: by three coordinates, time, row and column, and nothing else."""
-        series = tuple(self.theta ** (-2 * pair / self.head_dim) for pair in range(self.head_dim // 2))
-        axes = tuple(axis for axis, pairs in enumerate(self.sections, 1) for _ in range(pairs))
-        return Rope(inv_freq=series, axes=axes)
-
-    @property
-    def memory(self) -> Memory:
-        """What window layers keep: each token where its coordinates say, until `window` − 1 have come after it."""
-        return Memory(window=None if self.window is None else self.window - 1, place=Timeless(), name="hybrid-window")
-
-
-PRESETS: dict[str, HybridConfig] = {
-    config.name: config
-    for config in (
-        HybridConfig(
-            "infinite-vl", vocabulary=151_936, dim=2048, ffn_dim=11_008, layers=36, heads=16, kv_heads=2, head_dim=128,
-            window=8192, delta_heads=16, key_dim=128, value_dim=256, sections=(16, 24, 24),
-        ),
-        HybridConfig(
-            "toy", vocabulary=64, dim=64, ffn_dim=128, layers=4, heads=4, kv_heads=2, head_dim=16, window=12, delta_heads=2,
-            key_dim=16, value_dim=32, sections=(2, 3, 3),
-        ),
-    )
-}  # fmt: skip
 
 
 class WindowLayer(nn.Module):
@@ -167,12 +99,13 @@ class DeltaLayer(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of either kind, then a feed-forward network, each behind a norm."""
+    """A layer of any kind, then a feed-forward network, each behind a norm."""
 
     def __init__(self, config: HybridConfig, kind: Kind) -> None:
         super().__init__()
         self.norm, self.norm2 = nn.RMSNorm(config.dim, config.eps), nn.RMSNorm(config.dim, config.eps)
-        self.mixer: WindowLayer | DeltaLayer = (WindowLayer if kind == "window" else DeltaLayer)(config)
+        made = {"delta": DeltaLayer, "fast": FastLayer}.get(kind, WindowLayer)
+        self.mixer: WindowLayer | DeltaLayer | FastLayer = made(config)
         self.up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
         self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
@@ -183,7 +116,7 @@ class Block(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """Hidden vectors of tokens, given `attend` for the window layers and a state for each delta layer."""
+    """Hidden vectors of tokens, given `attend` for the layers that attend and a state for each that keeps one."""
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
@@ -193,34 +126,50 @@ class Hybrid(nn.Module):
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.kinds)
         self.norm = nn.RMSNorm(config.dim, config.eps)
 
-    def empty(self, batch: int) -> tuple[DeltaState, ...]:
-        """States of the delta layers before a stream begins."""
+    def empty(self, batch: int) -> tuple[State, ...]:
+        """States of the layers that keep one, before a stream begins."""
         mixers = (cast(Block, block).mixer for block in self.blocks)
-        return tuple(mixer.empty(batch) for mixer in mixers if isinstance(mixer, DeltaLayer))
+        return tuple(mixer.empty(batch) for mixer in mixers if not isinstance(mixer, WindowLayer))
 
     def forward(
-        self, x: Tensor, attend: Attend, states: Sequence[DeltaState] | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, tuple[DeltaState, ...]]:
-        """x [B, m, dim], embedded tokens or features; returns the same shape, normed, and the states after them.
-
-        attend(layer, q, k, v) counts window layers alone. states: None at the start of a stream. mask: as in DeltaLayer.
-        """
-        left, after = iter(self.empty(len(x)) if states is None else states), []
+        self, x: Tensor, attend: Attend, states: Sequence[State] | None = None, mask: Tensor | None = None,
+        turn: Turn | None = None, grid: tuple[int, int, int] | None = None,
+    ) -> tuple[Tensor, tuple[State, ...]]:  # fmt: skip
+        """x [B, T, dim], embedded; attend(layer, q, k, v), layers counted among those that attend; states: None begins a
+        stream; mask: bool [B, T], False for padding. turn, grid: for layers with fast weights, see `FastLayer`; what a
+        whole film of `grid` is, is read at once. Returns normed hidden vectors and the states after them."""
+        left = iter(self.empty(len(x)) if states is None else states)
+        after: list[State] = []
         for number, kind in enumerate(self.config.kinds):
-            x, state = self.through(number, x, attend, next(left) if kind == "delta" else None, mask)
+            begun = next(left) if kind in ("delta", "fast") else None
+            x, state = self.through(number, x, attend, begun, mask, turn, grid)
             after += [] if state is None else [state]
         return self.norm(x), tuple(after)
 
     def through(
-        self, number: int, x: Tensor, attend: Attend, state: DeltaState | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, DeltaState | None]:
-        """One block alone, as layer-wise distillation needs it; a delta layer without a state begins a stream."""
+        self, number: int, x: Tensor, attend: Attend, state: State | None = None, mask: Tensor | None = None,
+        turn: Turn | None = None, grid: tuple[int, int, int] | None = None,
+    ) -> tuple[Tensor, State | None]:  # fmt: skip
+        """One block alone, as layer-wise distillation needs it; a layer that keeps a state begins a stream without one."""
         block = cast(Block, self.blocks[number])
+        own = self.attends(number, attend)
         if isinstance(block.mixer, DeltaLayer):
-            y, after = block.mixer(block.norm(x), block.mixer.empty(len(x)) if state is None else state, mask)
+            begun = state if isinstance(state, DeltaState) else block.mixer.empty(len(x))
+            y, after = block.mixer(block.norm(x), begun, mask)
             return block.fed(x + y), after
-        layer = self.config.kinds[:number].count("window")
-        return block.fed(x + block.mixer(block.norm(x), lambda q, k, v: attend(layer, q, k, v))), None
+        if isinstance(block.mixer, FastLayer):
+            if turn is None or mask is not None:
+                raise ValueError(
+                    "a layer with fast weights turns its keys, and takes no padding; give `turn`, and no mask"
+                )
+            y, learned = block.mixer(block.norm(x), own, turn, state if isinstance(state, FastState) else None, grid)
+            return block.fed(x + y), learned
+        return block.fed(x + block.mixer(block.norm(x), own)), None
+
+    def attends(self, number: int, attend: Attend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """`attend` of one block, by its place among those that attend."""
+        layer = sum(kind != "delta" for kind in self.config.kinds[:number])
+        return lambda q, k, v: attend(layer, q, k, v)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[…, dim] → […, vocabulary], by the weights that embed."""
@@ -235,14 +184,16 @@ class Windowed:
         rotary = Rotary(config.rope, config.head_dim, dtype, places.device)
         self.rotary, self.angles = rotary, rotary.at(torch.cat([torch.zeros_like(places[:, :1]), places], 1))
         age = torch.arange(len(places), device=places.device)
-        age = age[:, None] - age
-        self.mask = (age >= 0) & (age < (len(places) if config.window is None else config.window))
+        age, self.full = age[:, None] - age, {n for n, kind in enumerate(config.attending) if kind == "full"}
+        self.past = age >= 0
+        self.mask = self.past & (age < (len(places) if config.window is None else config.window))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = self.turn(q), self.turn(k)
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        return fn.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        mask = self.past if layer in self.full else self.mask
+        return fn.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def turn(self, x: Tensor) -> Tensor:
         """`x` [..., T, head_dim], each token turned to its place."""
@@ -267,8 +218,3 @@ def frame_places(
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([row, column], -1).reshape(-1, 2) + base
     return torch.cat([torch.full_like(grid[:, :1], time), grid], 1)
-
-
-def before_softplus(x: Tensor) -> Tensor:
-    """What softplus makes `x` of."""
-    return x + (-torch.expm1(-x)).log()

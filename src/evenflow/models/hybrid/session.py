@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class HybridSession:
             raise ValueError(
                 f"{config.name} has no window layer, and a session counts by the window's memory; give it one"
             )
+        if {*config.kinds} - {"window", "delta"}:
+            raise ValueError(f"{config.name} has layers with fast weights, or that attend everything; see FrameSession")
         self.model, self.batch, self.undo = model, batch, undo
         self.window = config.memory.build(
             layers=config.kinds.count("window"), heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim,
@@ -234,7 +236,7 @@ class HybridSession:
     def reset(self) -> None:
         """Forget everything."""
         self.window.reset()
-        self.states = self.model.empty(self.batch)
+        self.states = cast(tuple[DeltaState, ...], self.model.empty(self.batch))
         self.free = torch.zeros(self.batch, dtype=torch.int64, device=self.model.embedding.weight.device)
         self._forget_marks()
 
