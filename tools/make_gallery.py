@@ -19,6 +19,9 @@ from evenflow.memory.chunks import ArenaState
 from evenflow.memory.chunkstep import ChunkStep
 from evenflow.recipes import recipes
 
+sys.path.insert(0, str(Path(__file__).parent))
+import gallery_kinds
+
 STREAM = replace(compare.STREAM, frame=8, watched=(4, 10))
 FRAMES = 48
 LAYER = 1
@@ -33,6 +36,7 @@ a step, from the first to the last; where heads hold different things, a step ha
 **purple** older tokens that were kept by choice, **light blue** the recent tokens, **dark blue** what the step brought,
 **green** what a step, or a question, brings back. Left of the stream, where there is something: memory slots that hold what was
 folded from several tokens. Parameters are those of [the comparison](compare.md): a token attends at most 12 frames.
+What is no single list of keys (lanes, linked and mixed memories, features, doors) says beside its picture how to read it.
 """
 
 
@@ -166,13 +170,19 @@ def draw(rows: list[list[Row]], stream: Frames, path: Path) -> None:
     pyplot.close(shown)
 
 
-def section(name: str, rows: list[list[Row]]) -> str:
+def told(name: str, kind: str) -> str:
+    """How to read the picture of what is no single list of keys, and what it was made with."""
+    return f"{gallery_kinds.LOOK[kind]} With `{gallery_kinds.shown_as(name).spec}`."
+
+
+def section(name: str) -> str:
     """What the page says of one recipe."""
     (info,) = (info for info in recipes() if info.name == name)
-    memory = compare.memories([name], STREAM)[name]
+    own = info.kind == "memory"
+    kept = layout(compare.memories([name], STREAM)[name]) if own else gallery_kinds.shown_as(name).outline
     return "\n".join(
         [
-            f"## {name}", "", info.summary, "", "```", layout(memory), "```", "",
+            f"## {name}", "", info.summary, "", "```", kept, "```", "", *([] if own else [told(name, info.kind), ""]),
             f"![Stream positions held by {name}, step by step](gallery/{name}.png)", "", f"{info.paper}.", "",
         ]
     )  # fmt: skip
@@ -184,10 +194,14 @@ def main(arguments: list[str]) -> None:
     names = arguments[1:] or [info.name for info in recipes()]
     (folder / "gallery").mkdir(parents=True, exist_ok=True)
     page = [INTRO]
+    kinds = {info.name: info.kind for info in recipes()}
     for name in names:
-        rows = run(name)
-        draw(rows, STREAM, folder / "gallery" / f"{name}.png")
-        page.append(section(name, rows))
+        path = folder / "gallery" / f"{name}.png"
+        if kinds[name] == "memory":
+            draw(run(name), STREAM, path)
+        else:
+            gallery_kinds.DRAW[kinds[name]](name, path)
+        page.append(section(name))
     (folder / "gallery.md").write_text("\n".join(page), encoding="utf-8")
     print(f"wrote {folder / 'gallery.md'} and {len(names)} pictures")
 

@@ -3,15 +3,15 @@
 import pytest
 
 import evenflow as ef
-from evenflow.claims import compare, compared
+from evenflow.claims import compare, compared, kinds
 from evenflow.claims.result import Result
 
 FEW = ("full", "longlive", "window")
 
 
 def test_every_recipe_is_compared():
-    assert sorted(compare.parameters()) == sorted(info.name for info in ef.recipes())
-    assert sorted(compare.memories()) == sorted(info.name for info in ef.recipes())
+    assert sorted(compare.parameters()) == sorted(info.name for info in ef.recipes("memory"))
+    assert sorted(compare.memories()) == sorted(info.name for info in ef.recipes("memory"))
 
 
 def test_a_recipe_without_parameters_is_named(monkeypatch):
@@ -62,3 +62,25 @@ def test_the_table_the_page_and_the_figure(result, tmp_path):
     assert "window(window=384)" in page and "(compare.png)" in page
     assert compared.table(result).row_count == 3
     assert result.save(tmp_path) and Result.load(tmp_path / "compare.json") == result
+
+
+def test_every_recipe_of_another_kind_is_compared_in_the_table_of_its_kind(capsys):
+    said = []
+    found = {section.kind: section for section in kinds.sections(say=said.append, quick=True)}
+    assert {info.kind for info in ef.recipes()} == {*found, "memory"} and len(said) == len(found)
+    for info in ef.recipes():
+        if info.kind != "memory":
+            assert any(row[0].startswith(info.name) for row in found[info.kind].rows), info.name
+    for section in found.values():
+        assert all(len(row) == len(section.head) for row in section.rows)
+        assert compared.kind_table(section).row_count == len(section.rows)
+        assert f"## {section.title}" in compared.kind_page(section)
+    door = {row[0]: row[1:] for row in found["door"].rows}
+    assert door["videollm-online"][:3] == ("100%", "0%", "100%")
+    lane = {row[0].partition("=")[2].strip("')"): row[1:] for row in found["lanes"].rows}
+    assert lane["gap"][1:3] == ("0 of 12", "0%") and lane["interleaved"][1] == "11 of 12"
+    mixed = {row[0]: row[1:] for row in found["mixed"].rows}
+    assert mixed["window alone"][:4] == ("1.00", "1.00", "·", "·") and mixed["everything (full)"][3] == "1.00"
+    assert float(mixed["infinite-vl: Delta"][0]) > 0.8
+    linked = {row[0]: row[1:] for row in found["linked"].rows}
+    assert linked["omniforcing"][1] == "1.00" < linked["caches put together, masked"][1]

@@ -55,11 +55,48 @@ def test_folded_slots_stand_beside_the_stream(gallery):
     assert row.regions == [nothing, sink, nothing, nothing, kept, nothing, nothing, window, fresh, fresh]
 
 
+def test_a_door_lets_in_what_is_new_and_speaks_where_much_is(gallery):
+    kinds = gallery.gallery_kinds
+    colours, spoken = kinds.admitted("timechat-online")
+    inside = [[row[n] == kinds.WINDOW for row in colours] for n in range(kinds.FRAMES)]
+    assert all(inside[0]) and not any(map(any, inside[1:12])) and all(inside[24])
+    assert all(one == [False] * 2 + [True] * 2 + [False] * 4 for one in inside[25:36])
+    assert {0, 24} <= {*spoken} and not {*spoken} & {*range(25, 48)}
+    everything, nothing = kinds.admitted("videollm-online")
+    assert {colour for row in everything for colour in row} == {kinds.WINDOW} and not nothing
+
+
+def test_words_see_what_was_seen_up_to_their_unit(gallery):
+    kinds = gallery.gallery_kinds
+    rows, seen, said = kinds.looks(ef.recipe("speak-while-watching", scheme="gap"))
+    letters = {kinds.WINDOW: "S", kinds.MEMORY: "w", kinds.FRESH: "F", kinds.NOTHING: "·"}
+    assert ["".join(letters[one] for one in row) for row in rows[:4]] == [
+        "SSSS············F···········",
+        "SSSS············wF··········",
+        "SSSS············wwF·········",
+        "SSSSSSSS········wwwF········",
+    ]
+    assert seen == [*range(16)] and said == [*range(10_001, 10_013)]
+    assert kinds.looks(ef.recipe("speak-while-watching", scheme="interleaved"))[1][4:8] == [7, 8, 9, 10]
+
+
+def test_layers_and_blocks_hold_what_they_say(gallery):
+    kinds = gallery.gallery_kinds
+    rows, names = kinds.layers("spatial-ttt", steps=6)
+    assert names == ["window + FastWeights", "everything"]
+    near, far = rows[-2:]
+    assert near[0] == kinds.MEMORY and far[0] == kinds.NOTHING and near[1:].count(kinds.NOTHING) == 24 - 16
+    assert far[1:].count(kinds.WINDOW) == 20 and far[1:].count(kinds.FRESH) == 4
+    held = [n for n, colour in enumerate(kinds.blocks("omniforcing", 9)[-1]) if colour != kinds.NOTHING]
+    assert held == [0, 4, 5, 6, 7, 8]
+
+
 def test_the_page_and_its_pictures(gallery, tmp_path):
     for folder in ("one", "two"):
-        gallery.main([str(tmp_path / folder), "forcing-kv"])
+        gallery.main([str(tmp_path / folder), "forcing-kv", "tays"])
     page, picture = tmp_path / "one" / "gallery.md", tmp_path / "one" / "gallery" / "forcing-kv.png"
     assert "(gallery/forcing-kv.png)" in page.read_text() and "[ sink 1 frame |" in page.read_text()
+    assert "A row a word" in page.read_text() and (tmp_path / "one" / "gallery" / "tays.png").is_file()
     assert picture.read_bytes() == (tmp_path / "two" / "gallery" / "forcing-kv.png").read_bytes()
 
 

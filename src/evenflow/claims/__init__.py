@@ -9,6 +9,7 @@ from . import (
     exploring,
     features,
     folding,
+    kinds,
     lanes,
     linking,
     live,
@@ -34,7 +35,7 @@ from .registry import describe, names, report, run
 from .result import Result, Row, markdown, table
 
 __all__ = [
-    "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "exploring", "features", "folding", "lanes", "linking", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
+    "Result", "Row", "admission", "choosing", "clustering", "describe", "endless", "exactness", "exploring", "features", "folding", "kinds", "lanes", "linking", "live", "markdown", "names", "quality", "recalling", "repeats", "report",
     "retrieving", "routing",
     "run", "schedules", "skipping", "speed", "states", "store", "streams_of_frames", "table", "timing", "towers", "trained", "video", "watching", "windows",
 ]  # fmt: skip

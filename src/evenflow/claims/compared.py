@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from .compare import BUDGET, ITEMS, OLD, YOUNG
+from .kinds import Section
 from .result import Result
 
 COLUMNS = ("error", "held, kB", "ms/step", f"step ×{OLD // YOUNG * 2}/×2", "bytes")
@@ -69,8 +71,28 @@ def table(result: Result) -> Table:
     return shown
 
 
-def page(result: Result, figure: Path, command: str) -> str:
-    """A page with the table and the figure. command: what measured it."""
+def kind_table(section: Section) -> Table:
+    """What is no single list of keys, a row each."""
+    shown = Table(
+        title=section.title, title_justify="left", caption=section.told, caption_justify="left", pad_edge=False
+    )
+    for n, name in enumerate(section.head):
+        shown.add_column(name, justify="right" if n else "left", no_wrap=not n)
+    for row in section.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def kind_page(section: Section) -> list[str]:
+    """The same for a page."""
+    lines = [f"## {section.title}", "", section.told, "", "| " + " | ".join(section.head) + " |"]
+    lines += ["|---|" + "---:|" * (len(section.head) - 1)]
+    lines += ["| `" + "` | ".join((row[0], " | ".join(row[1:]))) + " |" for row in section.rows]
+    return [*lines, ""]
+
+
+def page(result: Result, figure: Path, command: str, sections: Sequence[Section] = ()) -> str:
+    """A page with the table and the figure, then those of other kinds. command: what measured it."""
     lines = [
         "# All memories on one stream", "",
         f"Made by `{command}`: {result.seconds:.0f} s on {result.machine}.", "",
@@ -82,15 +104,15 @@ def page(result: Result, figure: Path, command: str) -> str:
     lines += ["| memory | measured | flat? | |", "|---|---|---|---|"]
     word = {True: "yes", False: "NO", None: "not promised"}
     lines += [f"| `{row.what}` | {row.ours} | {word[row.holds]} | {row.note} |" for row in result.rows]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(line for section in sections for line in kind_page(section))])
 
 
-def publish(result: Result, folder: Path, command: str) -> Path:
+def publish(result: Result, folder: Path, command: str, sections: Sequence[Section] = ()) -> Path:
     """Write the page and its figure, compare.md and compare.png, into `folder`; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     draw(result, folder / "compare.png")
     written = folder / "compare.md"
-    written.write_text(page(result, folder / "compare.png", command), encoding="utf-8")
+    written.write_text(page(result, folder / "compare.png", command, sections), encoding="utf-8")
     return written
 
 

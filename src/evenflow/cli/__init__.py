@@ -314,17 +314,27 @@ def claims_compare(
         Path | None, typer.Option(help="A folder for the page and its figure.", show_default="runs/claims")
     ] = None,
 ) -> None:
-    """Read one stream with every memory at the same budget: what each still knows, its error, and what it costs."""
-    from ..claims import compared
+    """Read one stream with every memory at the same budget: what each still knows, its error, and what it costs.
+
+    Recipes of other kinds (lanes, linked, mixed, features, doors) have tables of their own."""
+    from ..claims import compared, kinds
     from ..claims.compare import compare
     from ..claims.registry import FOLDER
+    from ..recipes import recipe
 
-    result = compare(names or (), say=lambda text: print(f"… {text}", file=sys.stderr))
-    _stdout().print(compared.table(result))
-    if not names:
+    say = lambda text: print(f"… {text}", file=sys.stderr)  # noqa: E731
+    plain = [name for name in names or () if recipe(name).kind == "memory"]
+    others = [name for name in names or () if name not in plain]
+    sections = kinds.sections(others, say) if others or not names else []
+    result = compare(plain, say=say) if plain or not names else None
+    if result is not None:
+        _stdout().print(compared.table(result))
+    for section in sections:
+        _stdout().print(compared.kind_table(section))
+    if result is not None and not names:
         result.save(FOLDER)
         for folder in {FOLDER, into or FOLDER}:
-            print(f"Page: {compared.publish(result, folder, 'evenflow claims compare')}")
+            print(f"Page: {compared.publish(result, folder, 'evenflow claims compare', sections)}")
 
 
 @claims.command("report")
