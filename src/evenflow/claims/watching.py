@@ -141,7 +141,9 @@ def speed(bench: Bench, model: PreTrainedModel, count: int = 40) -> None:
 
 def flat(bench: Bench, model: PreTrainedModel, count: int) -> None:
     """Bytes and time of a frame, late and early, of streams played in turn."""
-    seen = Watching(open_stream(model, recipe("streaming-llm", sink=64, window=1984), batch=1), door(speaks=OneToken(SILENT)))
+    seen = Watching(
+        open_stream(model, recipe("streaming-llm", sink=64, window=1984), batch=1), door(speaks=OneToken(SILENT))
+    )
     young, sizes = seen, []
     for frame in film(count, 0.19, cut=50):
         [*seen.see(frame[None])]
