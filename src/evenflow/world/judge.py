@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import backdrop
 from .lessons import lessons
-from .seeing import Floats, Ints, Patches, check_pixels, colours_of, grown, patches_of, smoothed
+from .seeing import Floats, Ints, Patches, check_pixels, colours_of, grown, patches_in, smoothed
 from .words import COLOURS, SHAPES, SIZES, TEXTURES
 
 SHARE = 0.15  # of the frames in which a thing must be seen to count
@@ -100,9 +100,9 @@ def judge(pixels: NDArray[np.uint8]) -> Reading:
     check_pixels(pixels)
     frames, height, width = pixels.shape[:3]
     planes = smoothed(pixels)
-    patches = patches_of(pixels)
-    things = _things(patches, frames, min(height, width))
-    background = ~grown(grown(colours_of(planes) >= 0))
+    colours = colours_of(planes)
+    things = _things(patches_in(planes, colours), frames, min(height, width))
+    background = ~grown(grown(colours >= 0))
     seen = backdrop.profile(planes, background)
     (place, light, weather), strangeness = backdrop.recognise(seen)
     if strangeness > STRANGE:

@@ -137,9 +137,13 @@ def _plane(r: Singles, g: Singles, b: Singles) -> Singles:
 
 def patches_of(pixels: NDArray[np.uint8], smallest: float | None = None) -> Patches:
     """The patches of colour of a clip [F, H, W, 3], frame by frame, the largest first of each colour; of `smallest` pixels at least."""
-    frames, height, width = pixels.shape[:3]
     planes = smoothed(pixels)
-    colours = colours_of(planes)
+    return patches_in(planes, colours_of(planes), smallest)
+
+
+def patches_in(planes: Singles, colours: NDArray[np.int8], smallest: float | None = None) -> Patches:
+    """The same of what `smoothed` and `colours_of` give."""
+    frames, height, width = colours.shape
     counts = np.bincount((np.arange(frames)[:, None, None] * 9 + colours + 1).ravel(), minlength=frames * 9)
     smallest = SMALLEST * min(height, width) ** 2 if smallest is None else smallest
     frame, colour = np.nonzero(counts.reshape(frames, 9)[:, 1:] >= smallest)
@@ -169,6 +173,9 @@ def grown(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return sideways
 
 
+WAYS = ((2, False), (2, True), (1, False), (1, True))
+
+
 def hanging_together(masks: NDArray[np.bool_]) -> Ints:
     """Labels [K, H, W] of what hangs together over edges within each mask; 0 outside, the highest index + 1 of a pixel of its patch inside.
 
@@ -176,16 +183,17 @@ def hanging_together(masks: NDArray[np.bool_]) -> Ints:
     """
     height, width = masks.shape[1:]
     big = height * width + 1
-    labels = np.where(masks, np.arange(1, big).reshape(height, width), 0)
+    kind = np.int32 if (max(height, width) + 1) * big < 2**31 else np.int64
+    labels = np.where(masks, np.arange(1, big, dtype=kind).reshape(height, width), kind(0))
+    # In every direction, what a label is raised by so that the next run's are over all of this one's.
+    gaps = [np.cumsum(np.flip(~masks, axis) if flip else ~masks, axis, kind) * kind(big) for axis, flip in WAYS]
     while True:
         before = labels
-        for axis in (2, 1):
-            for flip in (False, True):
-                inside, seen = (np.flip(part, axis) if flip else part for part in (masks, labels))
-                run = np.cumsum(~inside, axis=axis) * big
-                carried = np.maximum.accumulate(run + seen, axis=axis) - run
-                carried = np.where(inside, carried, 0)
-                labels = np.flip(carried, axis) if flip else carried
+        for (axis, flip), gap in zip(WAYS, gaps, strict=True):
+            carried = gap + (np.flip(labels, axis) if flip else labels)
+            np.maximum.accumulate(carried, axis, out=carried)
+            carried -= gap
+            labels = (np.flip(carried, axis) if flip else carried) * masks
         if np.array_equal(before, labels):
             return labels
 
