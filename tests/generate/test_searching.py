@@ -336,3 +336,27 @@ def test_a_search_needs_chunks_and_rewards_that_are_numbers():
     broken = SearchedStream(opened(), lambda f, p: float("nan"), smooth)
     with pytest.raises(ValueError, match="numbers"):
         broken.step()
+
+
+def test_a_saved_search_goes_on_bit_for_bit(tmp_path):
+    """Within a lead of open chunks too, which beams share."""
+    search = searched(keep=2, tries=2, lag=3)
+    for _ in range(3):
+        search.step()
+    search.save(tmp_path / "search")
+    search.save(tmp_path / "search")  # over the one before
+    again = SearchedStream.resumed(search.best.stream.model, tmp_path / "search", bright, smooth)
+    assert [beam.score for beam in again.beams] == [beam.score for beam in search.beams]
+    assert again.search == search.search and again.position == search.position
+    assert len({id(c) for b in again.beams for c in b.open}) == len({id(c) for b in search.beams for c in b.open})
+    for _ in range(3):
+        ours, theirs = search.step(), again.step()
+        assert np.array_equal(ours.frames, theirs.frames) and ours.first == theirs.first
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="holds no search"):
+        search.save(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    damaged = tmp_path / "search" / "beam0"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"damaged|cut|checksum|changed|cannot"):
+        SearchedStream.resumed(search.best.stream.model, tmp_path / "search", bright, smooth)

@@ -5,16 +5,27 @@ Source: Stream-T1, arXiv 2605.04461, sections on noise propagation, reward pruni
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
-from ..memory import Routed
+from ..memory import Memory, Routed, StateError, read_state, write_state
 from ..memory.routing import route
+from .saving import resume_stream
 from .schedule import Chunks
 from .stream import Chunk, VideoStream
+
+if TYPE_CHECKING:
+    from ..models.video.model import VideoModel
+
+FORMAT = 1
+OWN = "search"  # the file beside those of the beams
 
 Reward = Callable[[np.ndarray, str], float]  # pixel frames, uint8 [n, H, W, 3], and the prompt
 
@@ -132,6 +143,82 @@ class SearchedStream:
         twin.__dict__.update(self.__dict__)
         twin.beams = tuple(replace(beam, stream=beam.stream.fork()) for beam in self.beams)
         return twin
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the search to a folder, a file a beam and one of its own, all with checksums; `resumed` goes on bit for bit.
+
+        The folder appears whole or not at all, in place of what `save` wrote there before.
+        """
+        folder = Path(folder)
+        pictures: dict[int, Any] = {}  # by identity: beams share what they have in common
+        chunks: dict[int, Chunk] = {}
+
+        def named(frames: np.ndarray) -> int:
+            pictures.setdefault(id(frames), frames)
+            return [*pictures].index(id(frames))
+
+        beams = []
+        for beam in self.beams:
+            for chunk in beam.open:
+                chunks.setdefault(id(chunk), chunk)
+            plain = {name: list(getattr(beam, name)) for name in ("seeds", "short", "long")}
+            shown = {"recent": [named(x) for x in beam.recent], "open": [[*chunks].index(id(c)) for c in beam.open]}
+            beams.append({**plain, **shown, "score": beam.score, "route": beam.route})
+        for chunk in self._ready:
+            chunks.setdefault(id(chunk), chunk)
+        told = [
+            {"first": c.first, "prompt": c.prompt, "calls": c.calls, "seconds": c.seconds, "frames": named(c.frames)}
+            for c in chunks.values()
+        ]
+        meta = {
+            "format": FORMAT, "search": asdict(self.search), "beams": beams, "chunks": told, "chunk": self._chunk,
+            "start": self._start, "ready": [[*chunks].index(id(c)) for c in self._ready],
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
+            new, old = Path(made) / "new", Path(made) / "old"
+            new.mkdir()
+            for number, beam in enumerate(self.beams):
+                beam.stream.save(new / f"beam{number}")
+            tensors = {
+                f"frames.{n}": torch.from_numpy(np.ascontiguousarray(x)) for n, x in enumerate(pictures.values())
+            }
+            write_state(new / OWN, tensors, meta)
+            if folder.exists():
+                if not (folder / OWN).is_file():
+                    raise StateError(f"{folder} is there and holds no search; save to another place")
+                folder.rename(old)
+            new.rename(folder)
+
+    @classmethod
+    def resumed(
+        cls,
+        model: VideoModel,
+        folder: str | os.PathLike[str],
+        short: Reward,
+        long: Reward,
+        *,
+        memory: Memory | None = None,
+    ) -> SearchedStream:
+        """Go on, bit for bit, with what `save` wrote; the rewards are yours to give again. memory: as for `ef.resume_video`.
+
+        Raises StateError (a ValueError) when files are missing, damaged, or of another model or memory.
+        """
+        folder = Path(folder)
+        tensors, meta = read_state(folder / OWN)
+        if meta.get("format") != FORMAT or "search" not in meta:
+            raise StateError(f"{folder} holds no search of format {FORMAT}")
+        pictures = [tensors[f"frames.{n}"].numpy() for n in range(len(tensors))]
+        chunks = [Chunk(**{**told, "frames": pictures[told["frames"]]}) for told in meta["chunks"]]
+        beams = []
+        for number, told in enumerate(meta["beams"]):
+            stream = resume_stream(model, folder / f"beam{number}", memory)
+            seeds, short_, long_ = (tuple(told[name]) for name in ("seeds", "short", "long"))
+            recent, opened = tuple(pictures[n] for n in told["recent"]), tuple(chunks[n] for n in told["open"])
+            beams.append(Beam(stream, seeds, short_, long_, recent, opened, told["score"], told["route"]))
+        search = cls(beams[0].stream, short, long, Search(**meta["search"]))
+        search.beams, search._chunk, search._start = tuple(beams), meta["chunk"], meta["start"]
+        search._ready = tuple(chunks[n] for n in meta["ready"])
+        return search
 
     def __iter__(self) -> Iterator[Chunk]:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,8 +184,8 @@ def hanging_together(masks: NDArray[np.bool_]) -> Ints:
     """
     height, width = masks.shape[1:]
     big = height * width + 1
-    kind = np.int32 if (max(height, width) + 1) * big < 2**31 else np.int64
-    labels = np.where(masks, np.arange(1, big, dtype=kind).reshape(height, width), kind(0))
+    kind: Any = np.int32 if (max(height, width) + 1) * big < 2**31 else np.int64
+    labels: Any = masks * np.arange(1, big, dtype=kind).reshape(height, width)
     # In every direction, what a label is raised by so that the next run's are over all of this one's.
     gaps = [np.cumsum(np.flip(~masks, axis) if flip else ~masks, axis, kind) * kind(big) for axis, flip in WAYS]
     while True:
