@@ -97,7 +97,11 @@ def test_point_4_the_clipped_objective_and_divergence_are_those_of_the_definitio
 @pytest.mark.parametrize("groups", [1, 2, 8, 100])
 def test_point_4_half_of_the_loss_of_a_group_that_beats_nobody(groups):
     energies, worse = 50 * drawn(groups).abs(), Advantages(-torch.ones(groups, dtype=torch.float64), False)
-    assert objective(energies, energies, energies, worse, KVPO()).protection == 0.5
+    loss = objective(energies, energies, energies, worse, KVPO())
+    assert loss.protection == 0.5 and float(loss.total) == 0.5 * float(loss.policy)
+    # One less the share of a slot with logit 0, beside those of the branches.
+    slots = torch.cat([log_policy(energies), torch.zeros(1, dtype=torch.float64)]).softmax(0)
+    assert 1 - float(slots[-1]) == pytest.approx(0.5, abs=1e-12)
     skipped = objective(energies, energies, energies, worse, KVPO(protect="skip"))
     assert skipped.protection == 0 and not skipped.total
 

@@ -135,9 +135,6 @@ def objective(energies: Tensor, old: Tensor, first: Tensor, gained: Advantages, 
     ratio = (log - log_old).clamp(-LOG_RATIO, LOG_RATIO).exp()
     least = torch.minimum(ratio * gained.value, ratio.clamp(*config.clip) * gained.value)
     policy, divergence = -least.mean(), (log.exp() * (log - log_first)).sum()
-    slot = torch.cat([log.detach(), log.new_tensor([-torch.inf if gained.safe else 0.0])]).softmax(0)[-1]
-    protection = 1 - float(slot)
-    if config.protect == "skip" and not gained.safe:
-        protection = 0.0
+    protection = 1.0 if gained.safe else 0.5 if config.protect == "scale" else 0.0
     total = protection * (policy + config.kl * divergence)
     return Loss(total, policy, divergence, protection, energies.detach().mean())
