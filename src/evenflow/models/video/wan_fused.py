@@ -23,14 +23,16 @@ REMEMBERED = 2  # frames that a convolution over three of them keeps
 
 def rms_silu(rows: Tensor, bias: Tensor | None, gamma: Tensor) -> Tensor:
     """SiLU of the RMS norm of rows [N, C], to which the bias of the convolution before is added first."""
-    x = rows.float() if bias is None else rows.float() + bias.float()
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    x = rows.to(wide) if bias is None else rows.to(wide) + bias.to(wide)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-    return fn.silu(x / size * (gamma.float() * rows.shape[-1] ** 0.5)).to(rows.dtype)
+    return fn.silu(x / size * (gamma.to(wide) * rows.shape[-1] ** 0.5)).to(rows.dtype)
 
 
 def plus(rows: Tensor, bias: Tensor, other: Tensor) -> Tensor:
     """rows + bias + other, all [N, C] but bias [C]."""
-    return (rows.float() + bias.float() + other.float()).to(rows.dtype)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return (rows.to(wide) + bias.to(wide) + other.to(wide)).to(rows.dtype)
 
 
 def by_rows(over: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
