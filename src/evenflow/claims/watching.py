@@ -33,11 +33,11 @@ def watching(bench: Bench) -> None:
     flat(bench, model, 3000 if bench.full else 600)
 
 
-def network() -> PreTrainedModel:
-    """A random Llama of six layers: a frame of 64 tokens takes it milliseconds, as one of 3,584 wide takes a GPU."""
+def network(layers: int = 6) -> PreTrainedModel:
+    """A random Llama: with six layers, a frame of 64 tokens takes it milliseconds, as one of 3,584 wide takes a GPU."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=1 << 17, initializer_range=0.1,
     )  # fmt: skip
     model: PreTrainedModel = transformers.LlamaForCausalLM(config).eval()
