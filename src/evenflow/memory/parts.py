@@ -71,18 +71,21 @@ def attention_across(
     batch, heads, m, _ = query.shape
     kv_heads, wide = parts[0][0].shape[1], torch.promote_types(query.dtype, torch.float32)
     grouped, late = _grouped(query, kv_heads, scale)
-    scores = torch.cat([grouped @ keys.flatten(0, 1).mT for keys, _ in parts], -1)
+    scores = torch.cat([torch.bmm(grouped, keys.flatten(0, 1).mT) for keys, _ in parts], -1)
     scores = _capped(scores, late, softcap).reshape(batch, heads, m, -1)
     if last is not None:
         scores[..., -last.shape[1] :] += last
     if null is not None:
         scores = torch.cat([scores, null.to(wide).reshape(1, -1, 1, 1).expand(batch, -1, m, 1)], -1)
     weights = torch.softmax(scores, -1).reshape(*grouped.shape[:2], -1)
-    read = query.new_zeros(*grouped.shape[:2], parts[0][1].shape[-1], dtype=wide)
-    at = 0
+    read, at = query.new_zeros(*grouped.shape[:2], parts[0][1].shape[-1], dtype=wide), 0
     for _, values in parts:
         n = values.shape[2]
-        read += weights[..., at : at + n].to(values.dtype) @ values.flatten(0, 1)
+        mine, values = weights[..., at : at + n], values.flatten(0, 1)
+        if values.dtype == wide:
+            read.baddbmm_(mine, values)  # the product is added as it is made: one call a part, not two
+        else:
+            read += torch.bmm(mine.to(values.dtype), values)
         at += n
     return read.reshape(batch, heads, m, -1).to(query.dtype)
 
