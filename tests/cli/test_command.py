@@ -340,7 +340,7 @@ def test_a_terminal_is_redrawn_and_left_clean(book):
     for environment in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
         parent, child = pty.openpty()
         done = subprocess.Popen(
-            [sys.executable, "-m", "evenflow", "read", str(book), "--chunk", "64", "--memory", SMALL],
+            [sys.executable, "-m", "evenflow", "read", str(book), "--chunk", "64", "--limit", "640", "--memory", SMALL],
             stdout=child, stderr=child, stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm", **environment},
         )  # fmt: skip
         os.close(child)
