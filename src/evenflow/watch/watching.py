@@ -168,6 +168,8 @@ class Watching:
         if low is not None and bool(verdict.resolution == LOW):
             embeds, keep, grid = low, keep.new_ones(len(low)), _smaller(grid, len(keep), len(low))
         chosen, logits = embeds[keep], None
+        if not bool(chosen.isfinite().all()):  # before anything else is read for it
+            raise ValueError("what is to be read holds NaN or infinity; leave such items out or repair them")
         run = (state.first, state.items) if state.at == began else (max(int(self.stream.next_place), state.free), 0)
         try:
             if len(chosen):
