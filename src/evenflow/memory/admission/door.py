@@ -22,7 +22,9 @@ from ..composition import Composition, Kind
 from .gate import Gate
 from .verdict import Admission, Verdict, checked
 
-BEHIND = dict.fromkeys(("evict", "fold", "recall", "place"), ("TheMemory's", "What the memory behind the door answers."))
+BEHIND = dict.fromkeys(
+    ("evict", "fold", "recall", "place"), ("TheMemory's", "What the memory behind the door answers.")
+)
 
 
 @dataclass(frozen=True)
