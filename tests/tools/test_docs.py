@@ -48,7 +48,7 @@ def test_the_examples_of_the_readme_run(tmp_path):
     assert re.search(r"^\d+ tokens read, \d+ bytes held$", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["beyond.md", "schedules.md", "verbs.md", "video.md", "world.md"])
+@pytest.mark.parametrize("page", ["beyond.md", "schedules.md", "training.md", "verbs.md", "video.md", "world.md"])
 def test_the_examples_of_a_page_run(tmp_path, page):
     run_all(blocks(ROOT / "docs" / page), tmp_path)
 
