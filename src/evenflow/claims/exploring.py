@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import copy
 import time
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -14,17 +13,12 @@ import torch
 
 from ..api import video
 from ..generate import Search, SearchedStream, VideoStream
-from ..learn.video import blobs
-from ..learn.video.aligning import Alignment, Rates, gains
-from ..learn.video.branches import Roll, memory_of, rolled
-from ..learn.video.distill import warped
-from ..learn.video.kvpo import Advantages
 from ..learn.video.aligning import Alignment, Rates, gains
 from ..learn.video.blobs import BLOBS, SIZE, drawn, reward, train
 from ..learn.video.branches import Roll, memory_of, rolled
 from ..learn.video.distill import warped
 from ..learn.video.kvpo import Advantages
-from ..memory import Memory, MemoryState, Rerouted
+from ..memory import MemoryState, Rerouted
 from ..memory.chunks import ArenaState
 from ..memory.exploring import fork_starts
 from ..models.video import VideoTransformer, load_video
@@ -193,75 +187,6 @@ def branch(stream: VideoStream, number: int, blocks: int, routed: bool) -> Frame
         else:
             frames.append(twin.step(seed=1000 * block + number).frames)
     return np.concatenate(frames)
-
-
-# -- training ---------------------------------------------------------------------------------------------------------
-
-LATENT, PREFIX = (blobs.SIZE, blobs.SIZE), 16
-LEVELS = warped(blobs.BLOBS.steps, blobs.BLOBS.shift)
-
-
-def routes(seed: int) -> Memory:
-    """8 branches of 3 chunks of blobs, which see 4 of the last 8 frames and 4 older ones."""
-    made: Memory = recipe(
-        "kvpo", window=blobs.WINDOW, sink=0, physical=20, nearest=6, blocks=3, seed=seed, chunk=2, frame=1
-    )
-    return made
-
-
-def gone_on(model: VideoTransformer, seed: int) -> tuple[float, float, float]:
-    """Reward of 6 frames behind 16 real ones and of 12 from nothing, and peak brightness of the first, without routes."""
-    x, text = blobs.drawn(128, PREFIX, torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        read = model.read(text)
-    state = memory_of(model, routes(0), len(x))
-    Roll(model, state, read, LATENT).know(x)
-    behind = rolled(model, state, read, LEVELS, 3, seed, LATENT)
-    alone = rolled(model, memory_of(model, routes(0), len(x)), read, LEVELS, 6, seed + 1, LATENT)
-    peak = float(behind.amax((2, 3, 4)).mean())
-    return float(blobs.reward(behind).mean()), float(blobs.reward(alone).mean()), peak
-
-
-def aligned(base: VideoTransformer, seed: int, shuffled: bool, iterations: int = 15) -> tuple[float, float, float]:
-    """`gone_on` after so many updates with 24 groups each; shuffled: advantages are given to any branch of their group."""
-    model, drawn = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    training = Alignment(model, LEVELS, rates=Rates(rate=3e-4))
-    for n in range(iterations):
-        number = 1000 * seed + n
-        x, text = blobs.drawn(24, PREFIX, drawn)
-        state = memory_of(model, routes(number), len(x))
-        with torch.no_grad():
-            read = model.read(text)
-        Roll(model, state, read, LATENT).know(x)
-        branches = training.explore(state, text, number, LATENT)
-        gained = gains(branches, blobs.reward, training.config, branches.frames.shape[2])
-        if shuffled:
-            gained = [
-                Advantages(one.value[torch.randperm(len(one.value), generator=drawn)], one.safe) for one in gained
-            ]
-        training.learn(state, text, branches, gained)
-    return gone_on(model, 999)
-
-
-def alignment(bench: Bench) -> None:
-    """What a network that draws blobs does without routes, once it has learned from its branches; two seeds."""
-    base = blobs.train(1000, progress=bench.trained)
-    before = gone_on(base, 999)
-    note = "15 updates with 24 groups of 8, 128 streams"
-    for shuffled in (False, True):
-        after = [aligned(base, seed, shuffled) for seed in (0, 1)]
-        rises = [one[0] - before[0] for one in after]
-        bench.row(
-            "reward behind real frames, without routes: advantages " + ("shuffled" if shuffled else "as they are"),
-            "no gain" if shuffled else "rises by more than 0.3",
-            f"{before[0]:.2f} → " + ", ".join(f"{one[0]:.2f}" for one in after),
-            max(rises) <= 0 if shuffled else min(rises) > 0.3, note,
-        )  # fmt: skip
-        bench.row(
-            "the same of 12 frames from nothing; peak brightness (real: 0.9)", "–",
-            f"{before[1]:.2f} → {', '.join(f'{one[1]:.2f}' for one in after)}; {before[2]:.2f} → "
-            + ", ".join(f"{one[2]:.2f}" for one in after), None, note,
-        )  # fmt: skip
 
 
 # -- candidates --------------------------------------------------------------------------------------------------------
