@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from evenflow.memory import Lanes, Linked, linked_blocks, linked_mask
 from evenflow.memory.admission import Door, OneToken, TokenDrop
 from evenflow.memory.fast_weights import FastState, FastWeights, feed
+from evenflow.memory.linked_step import Read
 from evenflow.models import open_stream
 from evenflow.recipes import recipe
 from evenflow.watch import Watching
@@ -76,7 +77,7 @@ def chunks(bench: Bench) -> None:
     """Fast weights of Spatial-TTT learned in large chunks and in small ones; and of twice as many tokens."""
     heads, dim, large = (4, 512, 2648) if bench.real else (2, 32, 64)
     tokens = 4 * large
-    first = tuple(torch.randn(heads, dim, dim, device=bench.device) / dim**0.5 for _ in range(3))
+    w0, w1, w2 = torch.randn(3, heads, dim, dim, device=bench.device) / dim**0.5
 
     def given(count: int) -> tuple[Tensor, ...]:
         q, k, v = (bench.random(1, heads, count, dim) for _ in range(3))
@@ -84,7 +85,7 @@ def chunks(bench: Bench) -> None:
         return q, k, v, rates, torch.rand(1, heads, count, device=bench.device)
 
     once, twice = given(tokens), given(2 * tokens)
-    begun = FastState.begin(first, 1)  # type: ignore[arg-type]
+    begun = FastState.begin((w0, w1, w2), 1)
     calls = {
         "small": partial(feed, FastWeights(large // 41), begun, *once), "large": partial(feed, FastWeights(large), begun, *once),
         "twice": partial(feed, FastWeights(large), begun, *twice),
@@ -95,20 +96,20 @@ def chunks(bench: Bench) -> None:
 
 
 def linked(bench: Bench) -> None:
-    """A second of video and audio over its window, beside 16 latents at once without a cache, and beside caches put together."""
+    """A second of video and audio over its window, beside 16 latents at once without a cache."""
     layers, heads, grid, rounds = (2, 32, (16, 24), 15) if bench.real else (1, 2, (2, 3), 2)
     memory = Linked(grid=grid)
     state = memory.build(
         layers=layers, heads=heads, head_dim=64, video={"head_dim": 128}, dtype=bench.dtype, device=bench.device
     )
-    asks = {
+    asks: dict[Read, tuple[str, str, int]] = {
         "video": ("video", "video", 128),
         "audio": ("audio", "audio", 64),
         "a2v": ("video", "audio", 64),
         "v2a": ("audio", "video", 64),
     }
 
-    def drawn(video: int, audio: int) -> dict[str, list[Tensor]]:
+    def drawn(video: int, audio: int) -> dict[Read, list[Tensor]]:
         count = {"video": video, "audio": audio}
         return {
             read: [bench.random(1, heads, count[side], dim) for side in (asked, gives, gives)]
@@ -121,14 +122,14 @@ def linked(bench: Bench) -> None:
         with state.step(commit=commit) as step:
             for layer in range(layers):
                 for read, qkv in fresh.items():
-                    step.attend(layer, read, *qkv)  # type: ignore[arg-type]
+                    step.attend(layer, read, *qkv)
 
     prepared = [drawn(*memory.tokens(block, memory.latents(block))) for block in (0, 1)]
     for _ in range(8):
         second(commit=True)
     blocks = {side: linked_blocks(memory, side, 16) for side in ("video", "audio")}
     clip = drawn(len(blocks["video"]), len(blocks["audio"]))
-    masks = {read: linked_mask(memory, read, 16).to(bench.device) for read in asks}  # type: ignore[arg-type]
+    masks = {read: linked_mask(memory, read, 16).to(bench.device) for read in asks}
 
     def without() -> None:
         for _ in range(layers):
@@ -236,8 +237,7 @@ def dropped(bench: Bench) -> None:
     }
 
     def through(frames: Tensor, door: Door) -> None:
-        for _ in Watching(open_stream(model, recipe("full"), batch=1, length=tokens * (slices + 1)), door).see(frames):
-            pass
+        [*Watching(open_stream(model, recipe("full"), batch=1, length=tokens * (slices + 1)), door).see(frames)]
 
     took = bench.race({name: partial(through, *given) for name, given in films.items()}, 3)
     for name in [*films][1:]:

@@ -20,7 +20,7 @@ from ..recipes import recipe
 from .choosing import in_turns, ratio
 from .exactness import gap
 from .registry import Bench, claim
-from .towers import HIDDEN, TEXT, WINDOW, Watching
+from .towers import HIDDEN, TEXT, WINDOW, Growing
 
 DIM, HEADS, BLOCK, LAYERS = 64, 4, 24, 22
 BACK, AHEAD = {0: 1, 20: 1}, {10: 1}
@@ -256,10 +256,10 @@ def thinker_flat(bench: Bench) -> None:
     turn, clock = Film(2, 8, 8, 1.0, heard=2 * HEARD), InTurns()
     rows = torch.randn(2 * (SEEN + HEARD), HIDDEN, generator=torch.Generator().manual_seed(4))
     memory = recipe("streaming-llm", sink=4, window=WINDOW)
-    ours, own = [open_stream(model, memory) for _ in range(2)], [Watching(model) for _ in range(2)]
+    ours, own = [open_stream(model, memory) for _ in range(2)], [Growing(model) for _ in range(2)]
     shown = [clock.reset() for _ in range(2)]
 
-    def watch(age: int, stream: Stream | None, cache: Watching | None) -> None:
+    def watch(age: int, stream: Stream | None, cache: Growing | None) -> None:
         (out, places), shown[age] = clock.step([turn], rows, shown[age])
         if stream is not None:
             stream.feed(embeds=out, tags={"coordinates": places})

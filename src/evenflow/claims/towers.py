@@ -127,7 +127,7 @@ def _axes(bench: Bench, name: str) -> None:
     )  # fmt: skip
 
 
-class Watching:
+class Growing:
     """A model with its own growing cache, that reads features at their places, a frame at a time or what there is."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -165,7 +165,7 @@ def _frames(bench: Bench) -> None:
     def watch(stream: Stream, number: int) -> None:
         stream.feed(embeds=frames[number % 16], tags={"coordinates": grid_places(int(stream.next_place), GRID)})
 
-    ours, own = [open_stream(model, memory) for _ in range(2)], [Watching(model) for _ in range(2)]
+    ours, own = [open_stream(model, memory) for _ in range(2)], [Growing(model) for _ in range(2)]
     for stream, cache, age in zip(ours, own, (20, late), strict=True):
         for number in range(age):
             watch(stream, number)

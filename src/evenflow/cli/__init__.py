@@ -322,7 +322,9 @@ def claims_compare(
     from ..claims.registry import FOLDER
     from ..recipes import recipe
 
-    say = lambda text: print(f"… {text}", file=sys.stderr)  # noqa: E731
+    def say(text: str) -> None:
+        print(f"… {text}", file=sys.stderr)
+
     plain = [name for name in names or () if recipe(name).kind == "memory"]
     others = [name for name in names or () if name not in plain]
     sections = kinds.sections(others, say) if others or not names else []

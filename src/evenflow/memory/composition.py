@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,8 +11,13 @@ from typing import Any, ClassVar, Literal
 Kind = Literal["memory", "lanes", "linked", "mixed", "features", "door"]
 
 
+def about(answer: object) -> str:
+    """What an answer does: the first paragraph of its docstring, in one line."""
+    return " ".join((inspect.getdoc(answer) or "").partition("\n\n")[0].split())
+
+
 @dataclass(frozen=True, kw_only=True)
-class Composition:
+class Composition(ABC):
     """name, params: as a recipe was asked for, so that `spec` can be parsed again.
 
     kind: what it is built for. "memory": keys and values of one stream, for attention; "lanes": two streams of which
@@ -31,8 +38,8 @@ class Composition:
 
     @property
     def outline(self) -> str:
-        """What is kept, in one line for people."""
-        raise NotImplementedError
+        """What is kept, in one line for people; the spec, where a kind has nothing shorter to say."""
+        return self.spec
 
     def answered(self, verb: str) -> tuple[str, str]:
         """The name of the answer to a verb, and what it does in a sentence."""
@@ -42,6 +49,6 @@ class Composition:
         """The five answers by their names."""
         return {verb: self.answered(verb)[0] for verb in ("admit", "evict", "fold", "recall", "place")}
 
+    @abstractmethod
     def build(self, *given: Any, **geometry: Any) -> Any:
         """What keeps one stream; each kind says what it takes."""
-        raise NotImplementedError(f"{type(self).__name__} builds nothing")

@@ -33,6 +33,11 @@ class DeltaState:
     tail: Tensor
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Both."""
+        return self.matrix, self.tail
+
+    @property
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.matrix.nbytes + self.tail.nbytes

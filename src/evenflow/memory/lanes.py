@@ -22,7 +22,6 @@ Sources: Speak While Watching, arXiv 2601.06843; TaYS, arXiv 2603.02872; Think W
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .composition import Composition, Kind
+from .composition import Composition, Kind, about
 from .lane_places import Decoupled, End, Interleaved, LanePlace, Overlapped, placed, words
 from .lane_step import Lane, LaneStep
 from .layout import Geometry
@@ -81,8 +80,7 @@ class Lanes(Composition):
     def answered(self, verb: str) -> tuple[str, str]:
         if verb != "place":
             return super().answered(verb)
-        about = " ".join((inspect.getdoc(self.place) or "").partition("\n\n")[0].split())
-        return type(self.place).__name__, about
+        return type(self.place).__name__, about(self.place)
 
     def build(self, **geometry: Any) -> LanesState:
         """Two empty lanes for one model and one stream (or a batch in step); see `Geometry.of` for the arguments."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .admit import Everything
-from .composition import Composition, Kind
+from .composition import Composition, Kind, about
 from .evict import Oldest
 from .fold import Dropped
 from .place import Contiguous
@@ -125,10 +124,9 @@ class Memory(Composition):
     def answered(self, verb: str) -> tuple[str, str]:
         """An answer's name, and what it does in a sentence."""
         answer = getattr(self, verb)
-        does = " ".join((inspect.getdoc(answer) or "").partition("\n\n")[0].split())
         if isinstance(answer, Oldest) and self.window is None:
-            does = "Nothing leaves, as there is no window."
-        return type(answer).__name__, does
+            return type(answer).__name__, "Nothing leaves, as there is no window."
+        return type(answer).__name__, about(answer)
 
     def build(self, **geometry: Any) -> MemoryState:
         """An empty memory for one model and one stream (or a batch of them); see `Geometry.of` for the arguments."""

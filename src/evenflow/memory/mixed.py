@@ -29,7 +29,10 @@ from .step import sign
 
 
 class Rule(Protocol):
-    """What folds a stream into a state of one size: a frozen dataclass, whose states are never written to."""
+    """What folds a stream into a state of one size: a frozen dataclass, whose states are never written to.
+
+    A state has `tensors`, all that it keeps.
+    """
 
     about: ClassVar[str]
 
@@ -145,10 +148,10 @@ class Taken:
 
 
 class MixedStep:
-    """A step, in which every layer does once what it has parts for."""
+    """A step, in which every layer does once what it has parts for. logs: whether what it is given is kept for undoing."""
 
-    def __init__(self, state: MixedState, m: int) -> None:
-        self.state, self.m = state, m
+    def __init__(self, state: MixedState, m: int, logs: bool) -> None:
+        self.state, self.m, self.logs = state, m, logs
         self.after: dict[int, Any] = {}
         self.signs: list[Tensor] = []
         self.done: set[tuple[str, int]] = set()
@@ -158,8 +161,9 @@ class MixedStep:
         """Attention through the layer's memory, see `MemoryState.attend`."""
         own = self._once("attend", layer, self.state.places)
         out = self.state.memories[own[0]].attend(own[1], q, k, v)
-        self.signs.append(sign(k, v))
-        self._log("attend", layer, (q, k, v), {})
+        if len(self.state.memories) > 1:  # one alone looks for itself, before it keeps anything
+            self.signs.append(sign(k, v))
+        self._done("attend", layer, (q, k, v), {})
         return out
 
     @torch.no_grad()
@@ -173,7 +177,7 @@ class MixedStep:
             raise ValueError(f"q is {tuple(q.shape)}; this step has {self.m} tokens, [B, H, {self.m}, D]")
         out, self.after[layer] = rule.fold(self._latest(layer), q, k, v, **how)
         self.signs += [sign(k, v), *(x.double().sum() for x in how.values())]
-        self._log("fold", layer, (q, k, v), how)
+        self._done("fold", layer, (q, k, v), how)
         return out
 
     @torch.no_grad()
@@ -187,7 +191,7 @@ class MixedStep:
             raise ValueError(f"layer {layer} keeps {rule!r}, which has no convolution; `Delta` has")
         out, self.after[layer] = rule.convolve(self._latest(layer), x, weight)
         self.signs.append(x.double().sum())
-        self._log("convolve", layer, (x, weight), {})
+        self._done("convolve", layer, (x, weight), {})
         return out
 
     def _latest(self, layer: int) -> Any:
@@ -200,11 +204,11 @@ class MixedStep:
             raise ValueError(f"layer {layer} has nothing to {name} with; layers {[*where]} have")
         if (name, layer) in self.done:
             raise RuntimeError(f"layer {layer} was asked to {name} twice in one step")
-        self.done.add((name, layer))
         return where[layer]
 
-    def _log(self, name: str, layer: int, given: tuple[Tensor, ...], how: dict[str, Tensor]) -> None:
-        if self.state.undo:  # copies, as whoever feeds may go on writing into the same buffers
+    def _done(self, name: str, layer: int, given: tuple[Tensor, ...], how: dict[str, Tensor]) -> None:
+        self.done.add((name, layer))
+        if self.logs:  # copies, as whoever feeds may go on writing into the same buffers
             named = {key: x.clone() for key, x in how.items()}
             self.calls.append((name, layer, tuple(x.clone() for x in given), named))
 
@@ -214,7 +218,7 @@ class MixedStep:
         missing += [layer for layer in self.state.rules if ("fold", layer) not in self.done]
         if missing:
             raise RuntimeError(f"the step ended before layers {missing} were read; nothing was stored")
-        if not bool(torch.stack([one.double() for one in self.signs]).isfinite().all()):
+        if self.signs and not bool(torch.stack([one.double() for one in self.signs]).isfinite().all()):
             raise ValueError("what layers were given holds NaN or infinity; nothing was stored")
 
 
@@ -261,7 +265,7 @@ class MixedState:
         """
         if self._current is not None:
             raise RuntimeError("a step is open already; end it first")
-        step, position = MixedStep(self, m), self.position
+        step, position = MixedStep(self, m, commit and self.undo > 0), self.position
         with ExitStack() as stack:
             for memory in self.memories:
                 stack.enter_context(memory.step(m, tags=tags, commit=commit))
@@ -291,7 +295,7 @@ class MixedState:
         """Bytes of memories, states, and what is kept for undoing."""
         kept = [*self.memories, *(memory for mark in self._marks for memory in mark.memories)]
         states = [self.states, *(mark.states for mark in self._marks)]
-        tensors = {id(one): one.nbytes for each in states for one in each.values()}
+        tensors = {id(x): x.nbytes for each in states for one in each.values() for x in one.tensors}
         logged = (x for taken in self._log for _, _, given, how in taken.calls for x in (*given, *how.values()))
         return sum(m.nbytes for m in kept) + sum(tensors.values()) + sum(x.nbytes for x in logged)
 

@@ -108,8 +108,8 @@ class Watching:
         """Let items in one by one, and say what became of each; the next is seen when the iterator goes on.
 
         items: what the door judges, [n, …]: features of tokens [n, tokens, d], patches of pixels, one feature a frame.
-        embeds: what the model reads, [n, tokens, hidden]; None: the items themselves. low: the same in low resolution, as
-        many times fewer rows as columns, for doors that let some in so. grid: rows and columns of tokens, for models of
+        embeds: what the model reads, [n, tokens, hidden]; None: the items themselves. low: the same in low resolution, rows
+        and columns divided alike, for doors that let some in so. grid: rows and columns of tokens, for models of
         several axes. tick: places from an item to the next. times: seconds, one an item.
 
         Raises ValueError, before anything is seen, for what does not fit. What fails later leaves what was seen before.
@@ -243,7 +243,8 @@ class Watching:
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write stream and door to one file, as `Stream.save` does; `Watching.resumed` goes on bit for bit."""
+        """Write stream and door to one file, as `Stream.save` does; `Watching.resumed` goes on bit for bit, except that
+        what can be taken back begins anew."""
         plain = {name: getattr(self._state, name) for name in PLAIN}
         own = {NOTE + name: tensor for name, tensor in flat(self._state.door).items()}
         notes = self.stream.notes

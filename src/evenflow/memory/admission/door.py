@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..composition import Composition, Kind
+from ..composition import Composition, Kind, about
 from .gate import Gate
 from .verdict import Admission, Verdict, checked
 
@@ -70,7 +70,7 @@ class Door(Composition):
     def answered(self, verb: str) -> tuple[str, str]:
         if verb != "admit":
             return BEHIND[verb]
-        return type(self.lets).__name__, " ".join((type(self.lets).__doc__ or "").partition("\n\n")[0].split())
+        return type(self.lets).__name__, about(self.lets)
 
     def build(self) -> Doorway:
         """A door that keeps its own state, for one stream."""
@@ -100,7 +100,7 @@ class Door(Composition):
         """
         if self.speaks is None or state.open is None:
             raise RuntimeError("no item has entered since the gate was asked, or this door has none")
-        inside = read(state.open)
+        inside = state.open.inside
         n, after = len(inside), replace(state, open=None)
         asks = self.speaks.asks
         if asks == "novelty" or asks == "number":
@@ -164,11 +164,6 @@ class Doorway:
         self.state = unflat(self.door.start(), state)
 
 
-def read(verdict: Verdict) -> Tensor:
-    """Bool [n]: of which items something gets in."""
-    return verdict.keep if verdict.keep.ndim == 1 else verdict.keep.flatten(1).any(1)
-
-
 def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     """A state as tensors by name: of dataclasses, tensors, whole numbers and None, which has no name."""
     if value is None:
@@ -188,7 +183,8 @@ def unflat(like: DoorState, state: Mapping[str, Tensor]) -> DoorState:
             parts = {
                 f.name: filled(getattr(template, f.name), f"{name}.{f.name}".lstrip(".")) for f in fields(template)
             }
-            return replace(template, **parts)  # type: ignore[type-var]
+            kind: Any = type(template)
+            return kind(**parts)
         tensor = left.pop(name, None)
         if isinstance(template, int):
             if tensor is None or tensor.ndim or tensor.is_floating_point():

@@ -26,6 +26,11 @@ class Verdict:
     resolution: Tensor
     novelty: Tensor
 
+    @property
+    def inside(self) -> Tensor:
+        """Bool [n]: of which items something gets in."""
+        return self.keep if self.keep.ndim == 1 else self.keep.flatten(1).any(1)
+
     @classmethod
     def of(cls, keep: Tensor, novelty: Tensor | None = None) -> Verdict:
         """Where what gets in does so in full. novelty: None means the share of an item that gets in."""

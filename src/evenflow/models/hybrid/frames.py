@@ -71,7 +71,8 @@ class FrameSession:
     """One endless stream (or a batch in step) of frames and words through a `Hybrid` with fast weights.
 
     undo: how many of the last tokens `truncate` can take back for certain, at the cost of a copy every `undo` tokens and of
-    what came since; 0 refuses. Layers that attend everything grow with the stream; a `window` of them all is bounded.
+    what came since; 0 refuses. anchor: how many tokens layers that attend everything keep, so that all is bounded; None,
+    as published: they grow with the stream. Raises ValueError for a network without fast weights, or with delta layers.
     """
 
     _now: Moment
@@ -84,6 +85,8 @@ class FrameSession:
         c, weight = model.config, model.embedding.weight
         if "delta" in c.kinds:
             raise ValueError(f"{c.name} has delta layers, which wait for no frame; see HybridSession")
+        if "fast" not in c.kinds:
+            raise ValueError(f"{c.name} has no layers with fast weights; see HybridSession")
         self.model, self.batch, self.undo = model, batch, undo
         self._like = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim, "rope": c.rope}
         self._like |= {"batch": batch, "dtype": weight.dtype, "device": weight.device, "layers": 1}
@@ -160,10 +163,10 @@ class FrameSession:
 
     def _checked(self, x: Tensor) -> Tensor:
         weight = self.model.embedding.weight
-        if x.dtype != weight.dtype or not bool(x.isfinite().all()):
-            raise ValueError(
-                f"features are {x.dtype} with finite values: {bool(x.isfinite().all())}; expected {weight.dtype}"
-            )
+        if x.dtype != weight.dtype:
+            raise ValueError(f"features are {x.dtype}; the model's dtype is {weight.dtype}")
+        if not bool(x.isfinite().all()):
+            raise ValueError("features hold NaN or infinity, expected finite numbers; nothing was read of them")
         return x
 
     def _placed(self, places: Tensor, m: int) -> Tensor:
