@@ -1,6 +1,7 @@
 """Search over candidates for each chunk: their noise, their isolation, what is chosen, shown and sent where."""
 
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,7 +339,7 @@ def test_a_search_needs_chunks_and_rewards_that_are_numbers():
         broken.step()
 
 
-def test_a_saved_search_goes_on_bit_for_bit(tmp_path):
+def test_a_saved_search_goes_on_bit_for_bit(tmp_path, monkeypatch):
     """Within a lead of open chunks too, which beams share."""
     search = searched(keep=2, tries=2, lag=3)
     for _ in range(3):
@@ -355,6 +356,18 @@ def test_a_saved_search_goes_on_bit_for_bit(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="holds no search"):
         search.save(tmp_path / "other")
+    before, rename = sorted(tmp_path.glob("search/*")), Path.rename
+
+    def interrupted(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search.save(tmp_path / "search")
+    monkeypatch.undo()
+    assert sorted(tmp_path.glob("search/*")) == before, "the one before is back in its place"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     damaged = tmp_path / "search" / "beam0"
     damaged.write_bytes(damaged.read_bytes()[:-1])

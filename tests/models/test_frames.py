@@ -169,6 +169,16 @@ def test_saved_forked_and_forgotten_within_a_film():
     assert session.position == 0 and same(session, FrameSession(model))
 
 
+def test_what_is_saved_of_a_bounded_session_stays_bounded():
+    session = FrameSession(network(), anchor=12)
+    for n in range(6):
+        session.see(film(1, n))
+    loaded = FrameSession(network(), anchor=12)
+    loaded.load_state_dict(session.state_dict())
+    for n in range(6, 9):
+        assert torch.equal(session.see(film(1, n)), loaded.see(film(1, n))) and loaded.nbytes == session.nbytes
+
+
 def test_bytes_are_bounded_where_all_layers_have_a_window():
     session, sizes = FrameSession(network(), undo=6, anchor=12), []
     for n in range(30):
@@ -197,5 +207,7 @@ def test_what_is_refused_leaves_it_as_it_was():
     assert same(session, before)
     with pytest.raises(ValueError, match="HybridSession"):
         FrameSession(Hybrid(PRESETS["toy"]))
+    with pytest.raises(ValueError, match="no layers with fast weights"):
+        FrameSession(Hybrid(replace(PRESETS["toy"], pattern=("full",))))
     with pytest.raises(ValueError, match="FrameSession"):
         HybridSession(Hybrid(replace(PRESETS["toy"], pattern=("window", "fast"))))

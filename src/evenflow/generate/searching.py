@@ -147,7 +147,8 @@ class SearchedStream:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the search to a folder, a file a beam and one of its own, all with checksums; `resumed` goes on bit for bit.
 
-        The folder appears whole or not at all, in place of what `save` wrote there before.
+        The folder appears whole or not at all, in place of what `save` wrote there before, which is not touched until all
+        of the new one is written. Raises StateError for a folder that holds something else.
         """
         folder = Path(folder)
         pictures: dict[int, Any] = {}  # by identity: beams share what they have in common
@@ -187,7 +188,12 @@ class SearchedStream:
                 if not (folder / OWN).is_file():
                     raise StateError(f"{folder} is there and holds no search; save to another place")
                 folder.rename(old)
-            new.rename(folder)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
 
     @classmethod
     def resumed(

@@ -163,12 +163,9 @@ def numbered(state: MemoryState, m: int, mask: Tensor | None, tags: Mapping[str,
     elif given.shape[-1] not in (AXES, AXES + 1):
         raise ValueError(f"coordinates have {given.shape[-1]} numbers a token; expected (t, h, w), or (t, h, w, end)")
     given = given.to(device, torch.int64)
-    behind = (
-        torch.maximum(given[..., :AXES].amax(-1) + 1, given[..., AXES:].amax(-1))
-        if given.shape[-1] > AXES
-        else given.amax(-1) + 1
-    )
-    given = given[..., :AXES]
+    given, ends = given[..., :AXES], given[..., AXES:]
+    behind = given.amax(-1) + 1
+    behind = torch.maximum(behind, ends[..., 0]) if ends.shape[-1] else behind
     behind = behind if mask is None else behind.masked_fill(~mask, 0)
     end = torch.maximum(behind.cummax(1).values, free[:, None])
     return {**tags, "coordinates": torch.cat([given, end[..., None]], -1)}

@@ -87,7 +87,7 @@ class FrameSession:
             raise ValueError(f"{c.name} has delta layers, which wait for no frame; see HybridSession")
         if "fast" not in c.kinds:
             raise ValueError(f"{c.name} has no layers with fast weights; see HybridSession")
-        self.model, self.batch, self.undo = model, batch, undo
+        self.model, self.batch, self.undo, self.anchor = model, batch, undo, anchor
         self._like = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim, "rope": c.rope}
         self._like |= {"batch": batch, "dtype": weight.dtype, "device": weight.device, "layers": 1}
         kept = {"full": Memory(window=anchor, place=Timeless(), name="anchor")}
@@ -373,7 +373,7 @@ class FrameSession:
         numbers = groups.pop(("numbers", ""), {}).get("")
         if numbers is None or tuple(numbers.shape) != (4,):
             raise ValueError("state does not fit: `numbers` is missing, or not four of them")
-        begun = FrameSession(self.model, self.batch)
+        begun = FrameSession(self.model, self.batch, anchor=self.anchor)
         layers = []
         for n, (memory, layer) in enumerate(zip(begun._now.memories, begun._now.layers, strict=True)):
             memory.load_state_dict(groups.pop((str(n), "memory"), {}))
